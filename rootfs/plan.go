@@ -1,0 +1,76 @@
+package rootfs
+
+import "github.com/erofsvm/erofsvm/rootfs/vmdk"
+
+// Mount is one rootfs mount as containerd puts it into CreateTaskRequest,
+// field for field (containerd.types.Mount). It is untrusted: nothing in it has
+// been checked.
+type Mount struct {
+	Type    string   `json:"type"`
+	Source  string   `json:"source"`
+	Target  string   `json:"target"`
+	Options []string `json:"options"`
+}
+
+// Strategy says how the EROFS layers of an image become one disk.
+type Strategy string
+
+const (
+	// StrategyRaw hands over a single lower without devices as it is.
+	StrategyRaw Strategy = "raw"
+	// StrategyMerged concatenates an fsmeta and the layers that its device
+	// table names; the guest sees one EROFS filesystem.
+	StrategyMerged Strategy = "merged"
+)
+
+// Role says what a disk is to the container.
+type Role string
+
+const (
+	// RoleUpper is the writable ext4 image.
+	RoleUpper Role = "upper"
+	// RoleLayers is the read-only disk with the image's layers.
+	RoleLayers Role = "layers"
+)
+
+// Driver is the format driver of QEMU that reads the disk.
+type Driver string
+
+const (
+	// DriverRaw reads Disk.Path itself.
+	DriverRaw Driver = "raw"
+	// DriverVMDK reads a flat-extent descriptor made from Disk.Extents.
+	DriverVMDK Driver = "vmdk"
+)
+
+// Disk is one block device that the VM is to get. It is plain data and owns
+// nothing; the files that it names belong to the snapshotter or to the merge
+// cache.
+type Disk struct {
+	Role     Role   `json:"role"`
+	Driver   Driver `json:"driver"`
+	Path     string `json:"path,omitempty"` // DriverRaw: the host file
+	ReadOnly bool   `json:"readonly"`
+	Bytes    int64  `json:"bytes"` // what the guest sees, a multiple of 512
+	// Extents are the pieces of a DriverVMDK disk, in order.
+	Extents []vmdk.Extent `json:"extents,omitempty"`
+}
+
+// Storage is one filesystem that the guest mounts from a disk to make the
+// container's rootfs. Options are those of the agent protocol (X-kata.*
+// included); the runtime adds the disk's address and the mount point.
+type Storage struct {
+	Disk    int      `json:"disk"` // index into Plan.Disks
+	FSType  string   `json:"fstype"`
+	Options []string `json:"options"`
+}
+
+// Plan is what the mounts of one container become: disks for the VM and
+// storages for the guest. Storages[0] is the upper, if there is one.
+type Plan struct {
+	Strategy Strategy  `json:"strategy"`
+	Reason   string    `json:"reason"`
+	Disks    []Disk    `json:"disks"`
+	Storages []Storage `json:"storages"`
+	Warnings []string  `json:"warnings"`
+}
