@@ -1,0 +1,131 @@
+package agentclient
+
+import (
+	"context"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/erofsvm/erofsvm/agentclient/pb"
+)
+
+// Process names a process of the guest: a container's own one (Exec is "") or
+// one that was added to it.
+type Process struct {
+	Container string
+	Exec      string
+}
+
+// Check asks whether the agent serves. An agent that answers anything but
+// SERVING gives an error of class errdefs.ErrUnavailable.
+func (c *Client) Check(ctx context.Context) error {
+	resp, err := call(ctx, "Health.Check", c.deadlines.Query, c.health.Check, &pb.CheckRequest{})
+	if err != nil {
+		return err
+	}
+	if resp.GetStatus() != pb.HealthCheckResponse_SERVING {
+		return fmt.Errorf("agent Health.Check: status %s: %w", resp.GetStatus(), errdefs.ErrUnavailable)
+	}
+	return nil
+}
+
+// Version returns the version of the agent and of its protocol.
+func (c *Client) Version(ctx context.Context) (*pb.VersionCheckResponse, error) {
+	return call(ctx, "Health.Version", c.deadlines.Query, c.health.Version, &pb.CheckRequest{})
+}
+
+// GetGuestDetails returns what the agent says of itself.
+func (c *Client) GetGuestDetails(ctx context.Context) (*pb.GuestDetailsResponse, error) {
+	return call(ctx, "GetGuestDetails", c.deadlines.Query, c.agent.GetGuestDetails, &pb.GuestDetailsRequest{})
+}
+
+// SetGuestDateTime sets the guest's clock to t, in whole microseconds.
+func (c *Client) SetGuestDateTime(ctx context.Context, t time.Time) error {
+	_, err := call(ctx, "SetGuestDateTime", c.deadlines.Sandbox, c.agent.SetGuestDateTime,
+		&pb.SetGuestDateTimeRequest{Sec: t.Unix(), Usec: int64(t.Nanosecond() / 1000)})
+	return err
+}
+
+// ReseedRandomDev credits data, which should be fresh random bytes of the
+// host, to the guest's random number generator.
+func (c *Client) ReseedRandomDev(ctx context.Context, data []byte) error {
+	_, err := call(ctx, "ReseedRandomDev", c.deadlines.Sandbox, c.agent.ReseedRandomDev,
+		&pb.ReseedRandomDevRequest{Data: data})
+	return err
+}
+
+// CreateSandbox gives the guest what belongs to the pod: its name, DNS,
+// storages shared by its containers. It comes before the first container.
+func (c *Client) CreateSandbox(ctx context.Context, req *pb.CreateSandboxRequest) error {
+	_, err := call(ctx, "CreateSandbox", c.deadlines.Sandbox, c.agent.CreateSandbox, req)
+	return err
+}
+
+// DestroySandbox undoes CreateSandbox. Containers must be gone before.
+func (c *Client) DestroySandbox(ctx context.Context) error {
+	_, err := call(ctx, "DestroySandbox", c.deadlines.Sandbox, c.agent.DestroySandbox, &pb.DestroySandboxRequest{})
+	return err
+}
+
+// CreateContainer mounts the storages and creates the container, whose process
+// then waits for StartContainer. On an error nothing of it stays in the guest.
+func (c *Client) CreateContainer(ctx context.Context, req *pb.CreateContainerRequest) error {
+	_, err := call(ctx, "CreateContainer", c.deadlines.Create, c.agent.CreateContainer, req)
+	return err
+}
+
+// StartContainer lets the process of a created container run.
+func (c *Client) StartContainer(ctx context.Context, id string) error {
+	_, err := call(ctx, "StartContainer", c.deadlines.Start, c.agent.StartContainer,
+		&pb.StartContainerRequest{ContainerId: id})
+	return err
+}
+
+// ExecProcess starts one more process in a running container.
+func (c *Client) ExecProcess(ctx context.Context, req *pb.ExecProcessRequest) error {
+	_, err := call(ctx, "ExecProcess", c.deadlines.Create, c.agent.ExecProcess, req)
+	return err
+}
+
+// SignalProcess sends a signal. SIGKILL to the container's own process reaches
+// all processes of the container.
+func (c *Client) SignalProcess(ctx context.Context, p Process, sig syscall.Signal) error {
+	_, err := call(ctx, "SignalProcess", c.deadlines.Signal, c.agent.SignalProcess,
+		&pb.SignalProcessRequest{ContainerId: p.Container, ExecId: p.Exec, Signal: uint32(sig)})
+	return err
+}
+
+// WaitProcess returns the exit status of a process, 128 plus the signal's
+// number if a signal ended it. It waits as long as ctx lets it, and answers at
+// once for a process that has ended and is not removed. Any number of
+// goroutines may wait for one process. Output may still be unread.
+func (c *Client) WaitProcess(ctx context.Context, p Process) (int, error) {
+	resp, err := call(ctx, "WaitProcess", unbounded, c.agent.WaitProcess,
+		&pb.WaitProcessRequest{ContainerId: p.Container, ExecId: p.Exec})
+	if err != nil {
+		return 0, err
+	}
+	return int(resp.GetStatus()), nil
+}
+
+// RemoveContainer removes a container that has ended, with its mounts. A
+// container that is not there gives errdefs.ErrNotFound, one that runs
+// errdefs.ErrFailedPrecondition.
+func (c *Client) RemoveContainer(ctx context.Context, id string) error {
+	_, err := call(ctx, "RemoveContainer", c.deadlines.Remove, c.agent.RemoveContainer,
+		&pb.RemoveContainerRequest{ContainerId: id})
+	return err
+}
+
+// GetOOMEvent waits, as long as ctx lets it, for the next container that ran
+// out of memory and returns its id. The agent of this project does not answer
+// it yet: errdefs.ErrNotImplemented.
+func (c *Client) GetOOMEvent(ctx context.Context) (string, error) {
+	resp, err := call(ctx, "GetOOMEvent", unbounded, c.agent.GetOOMEvent, &pb.GetOOMEventRequest{})
+	if err != nil {
+		return "", err
+	}
+	return resp.GetContainerId(), nil
+}
