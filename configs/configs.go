@@ -1,0 +1,253 @@
+// Package configs holds the configuration of erofsvm: its keys, their defaults,
+// where the file is looked for, and what is refused in it.
+//
+// The package owns configuration.toml, which is embedded as the source of the
+// defaults. A Config is plain data, may be copied, and is never changed after
+// it was loaded; every function may be called from any goroutine. The package
+// starts nothing and looks at no file but the configuration itself: whether a
+// kernel exists is for those to say who open it.
+package configs
+
+import (
+	"bytes"
+	_ "embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// DefaultPath is the file that is read if containerd's options name none.
+const DefaultPath = "/etc/erofsvm/configuration.toml"
+
+// maxSize bounds a configuration, in bytes; ConfigBody comes over an RPC.
+const maxSize = 1 << 20
+
+//go:embed configuration.toml
+var defaults []byte
+
+// ErrInvalid is wrapped by every error about the content of a configuration.
+var ErrInvalid = errors.New("invalid configuration")
+
+// Config is the whole configuration. The comments of configuration.toml say
+// what each key means.
+type Config struct {
+	StateDir   string     `toml:"state_dir"`
+	Hypervisor Hypervisor `toml:"hypervisor"`
+	Guest      Guest      `toml:"guest"`
+	Vsock      Vsock      `toml:"vsock"`
+	Rootfs     Rootfs     `toml:"rootfs"`
+	Deadlines  Deadlines  `toml:"deadlines"`
+	Log        Log        `toml:"log"`
+	Debug      Debug      `toml:"debug"`
+}
+
+// Hypervisor configures QEMU.
+type Hypervisor struct {
+	Path        string `toml:"path"`
+	Machine     string `toml:"machine"`
+	Accelerator string `toml:"accelerator"`
+	VCPUs       int    `toml:"vcpus"`
+	MemoryMiB   int    `toml:"memory_mib"`
+	Slots       int    `toml:"slots"`
+	AIO         string `toml:"aio"`
+}
+
+// Guest names the guest image.
+type Guest struct {
+	Kernel       string `toml:"kernel"`
+	Initrd       string `toml:"initrd"`
+	KernelParams string `toml:"kernel_params"`
+}
+
+// Vsock chooses the transport between shim and agent.
+type Vsock struct {
+	Backend    string `toml:"backend"`
+	DevicePath string `toml:"device_path"`
+}
+
+// Rootfs configures how layers become disks.
+type Rootfs struct {
+	MkfsErofs string `toml:"mkfs_erofs"`
+	CacheDir  string `toml:"cache_dir"`
+}
+
+// Deadlines bound every wait.
+type Deadlines struct {
+	QEMU   Duration `toml:"qemu"`
+	Agent  Duration `toml:"agent"`
+	QMP    Duration `toml:"qmp"`
+	Call   Duration `toml:"call"`
+	Plan   Duration `toml:"plan"`
+	Create Duration `toml:"create"`
+	Unplug Duration `toml:"unplug"`
+	Stop   Duration `toml:"stop"`
+	Drain  Duration `toml:"drain"`
+}
+
+// Log configures the shim's log.
+type Log struct {
+	Level string `toml:"level"`
+}
+
+// Debug is for people who look into a sandbox.
+type Debug struct {
+	TraceDir string `toml:"trace_dir"`
+}
+
+// Duration is a time.Duration written as "30s" in the file.
+type Duration time.Duration
+
+// Std returns d as the standard library's type.
+func (d Duration) Std() time.Duration { return time.Duration(d) }
+
+// UnmarshalText reads what time.ParseDuration reads.
+func (d *Duration) UnmarshalText(text []byte) error {
+	v, err := time.ParseDuration(string(text))
+	if err != nil {
+		return fmt.Errorf("%q is not a duration such as \"30s\"", text)
+	}
+	*d = Duration(v)
+	return nil
+}
+
+// Default returns the configuration that an empty file stands for.
+func Default() Config {
+	var c Config
+	if err := decode(defaults, &c); err != nil {
+		panic(fmt.Sprintf("embedded configuration.toml: %v", err)) // a build that TestDefaultsAreValid rejects
+	}
+	return c
+}
+
+// Load reads the file at path over the defaults. With an empty path it reads
+// DefaultPath, and returns the defaults if that does not exist.
+func Load(path string) (Config, error) {
+	explicit := path != ""
+	if !explicit {
+		path = DefaultPath
+	}
+	data, err := readBounded(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && !explicit:
+		return Default(), nil
+	case err != nil:
+		return Config{}, fmt.Errorf("read configuration: %w", err)
+	}
+	return Parse(path, data)
+}
+
+// Parse reads the text of a configuration over the defaults. name is what
+// errors call it.
+func Parse(name string, data []byte) (Config, error) {
+	c := Default()
+	if len(data) > maxSize {
+		return Config{}, fmt.Errorf("%w: %s: longer than %d bytes", ErrInvalid, name, maxSize)
+	}
+	if err := decode(data, &c); err != nil {
+		return Config{}, fmt.Errorf("%w: %s:%w", ErrInvalid, name, err)
+	}
+	if err := c.validate(); err != nil {
+		return Config{}, fmt.Errorf("%w: %s: %w", ErrInvalid, name, err)
+	}
+	return c, nil
+}
+
+func readBounded(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > maxSize {
+		return nil, fmt.Errorf("%s: not a regular file of at most %d bytes", path, maxSize)
+	}
+	return os.ReadFile(path)
+}
+
+// decode reports errors as "line:column: text", to stand behind "name:".
+func decode(data []byte, c *Config) error {
+	dec := toml.NewDecoder(bytes.NewReader(data)).DisallowUnknownFields()
+	err := dec.Decode(c)
+	if strict, ok := errors.AsType[*toml.StrictMissingError](err); ok {
+		var all []error
+		for _, e := range strict.Errors {
+			line, col := e.Position()
+			all = append(all, fmt.Errorf("%d:%d: unknown key %q", line, col, strings.Join(e.Key(), ".")))
+		}
+		return errors.Join(all...)
+	}
+	if de, ok := errors.AsType[*toml.DecodeError](err); ok {
+		line, col := de.Position()
+		return fmt.Errorf("%d:%d: %w", line, col, err)
+	}
+	return err
+}
+
+// validate checks what can be checked without looking at the host.
+func (c *Config) validate() error {
+	var errs []error
+	bad := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
+	}
+	oneOf := func(key, value string, allowed ...string) {
+		if !slices.Contains(allowed, value) {
+			bad(key, "%q is none of %s", value, strings.Join(allowed, ", "))
+		}
+	}
+	between := func(key string, value, low, high int) {
+		if value < low || value > high {
+			bad(key, "%d is not between %d and %d", value, low, high)
+		}
+	}
+	// A comma would start another suboption on QEMU's command line, a newline
+	// another extent in a descriptor.
+	path := func(key, value string, absolute bool) {
+		switch {
+		case value == "":
+			bad(key, "is empty")
+		case strings.ContainsAny(value, ",\"\n\r\x00"):
+			bad(key, "%q contains a comma, a quote or a control character", value)
+		case absolute && !filepath.IsAbs(value):
+			bad(key, "%q is not an absolute path", value)
+		}
+	}
+
+	path("state_dir", c.StateDir, true)
+	path("hypervisor.path", c.Hypervisor.Path, false)
+	oneOf("hypervisor.machine", c.Hypervisor.Machine, "q35")
+	oneOf("hypervisor.accelerator", c.Hypervisor.Accelerator, "auto", "kvm", "tcg")
+	between("hypervisor.vcpus", c.Hypervisor.VCPUs, 1, 255)
+	between("hypervisor.memory_mib", c.Hypervisor.MemoryMiB, 128, 1<<20)
+	between("hypervisor.slots", c.Hypervisor.Slots, 2, 512)
+	oneOf("hypervisor.aio", c.Hypervisor.AIO, "threads", "io_uring")
+	path("guest.kernel", c.Guest.Kernel, true)
+	path("guest.initrd", c.Guest.Initrd, true)
+	if strings.ContainsAny(c.Guest.KernelParams, "\n\r\x00") {
+		bad("guest.kernel_params", "contains a control character")
+	}
+	oneOf("vsock.backend", c.Vsock.Backend, "auto", "kernel", "vhost-user")
+	path("vsock.device_path", c.Vsock.DevicePath, false)
+	path("rootfs.mkfs_erofs", c.Rootfs.MkfsErofs, false)
+	path("rootfs.cache_dir", c.Rootfs.CacheDir, true)
+	for key, d := range map[string]Duration{
+		"qemu": c.Deadlines.QEMU, "agent": c.Deadlines.Agent, "qmp": c.Deadlines.QMP,
+		"call": c.Deadlines.Call, "plan": c.Deadlines.Plan, "create": c.Deadlines.Create,
+		"unplug": c.Deadlines.Unplug, "stop": c.Deadlines.Stop, "drain": c.Deadlines.Drain,
+	} {
+		if d <= 0 {
+			bad("deadlines."+key, "must be more than 0")
+		}
+	}
+	oneOf("log.level", c.Log.Level, "error", "warn", "info", "debug", "trace")
+	if c.Debug.TraceDir != "" {
+		path("debug.trace_dir", c.Debug.TraceDir, true)
+	}
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return errors.Join(errs...)
+}
