@@ -1,0 +1,99 @@
+# What a person types. Everything that is made lies below .build.
+#
+# Recipes call programs of the tree and hold no logic of their own. Anything that
+# takes long prints what it is doing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+BUILD := .build
+BIN   := $(BUILD)/bin
+GUEST := $(BUILD)/guest
+TOOLS := $(BUILD)/tools
+# tools.sh writes env.sh, which puts what it unpacked in front of PATH.
+ENV   := . $(TOOLS)/env.sh &&
+
+VERSION    := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+SHIM       := $(BIN)/containerd-shim-erofsvm-v2
+AGENT      := $(BIN)/erofsvm-agent
+# Static, and the same bytes from the same sources wherever the tree lies.
+SHIM_BUILD  := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -buildid= -X main.version=$(VERSION)'
+AGENT_BUILD := CGO_ENABLED=1 go build -trimpath -tags 'netgo osusergo' -ldflags '-s -w -extldflags -static -buildid='
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+# Packages whose tests boot VMs or start containerd have targets of their own.
+E2E_PACKAGES  := ./test/e2e/... ./test/faults/...
+UNIT_PACKAGES = $$(go list ./... | grep -v -E '/test/(e2e|faults|bench)(/|$$)')
+TEST_FLAGS    ?=
+FUZZ_TIME     ?= 30s
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: tools
+tools: ## bring QEMU, a guest kernel, erofs-utils and three containerds into .build/tools
+	@test/setup/tools.sh
+
+.PHONY: build
+build: tools ## the shim and the guest agent, static, into .build/bin
+	@mkdir -p $(BIN)
+	@$(ENV) $(SHIM_BUILD) -o $(SHIM) ./cmd/containerd-shim-erofsvm-v2
+	@$(ENV) $(AGENT_BUILD) -o $(AGENT) ./cmd/erofsvm-agent
+	@$(ENV) CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/ ./guest/image/cmd/build-guest-image ./test/image/cmd/build-test-image ./test/tree/cmd/tree-list ./test/demo
+
+.PHONY: guest-image
+guest-image: build ## the guest's kernel and initramfs into .build/guest; prints what is in them
+	@$(BIN)/build-guest-image -kernel $(TOOLS)/kernel -agent $(AGENT) -out $(GUEST)
+
+.PHONY: images
+images: build ## the OCI images of the demo and the tests into .build/images
+	@$(BIN)/build-test-image -base $(TOOLS)/base -out $(BUILD)/images
+
+.PHONY: run
+run: guest-image images ## run a real image in a VM under a private containerd, and say what happened
+	@$(ENV) $(BIN)/demo
+
+.PHONY: test
+test: test-unit test-e2e ## every test: unit tests with -race, then the ones that boot VMs
+
+.PHONY: test-unit
+test-unit: tools ## unit tests with the race detector
+	@$(ENV) go test -race $(TEST_FLAGS) -timeout 15m $(UNIT_PACKAGES)
+
+.PHONY: test-e2e
+test-e2e: guest-image images ## end-to-end and fault tests: containerd, the shim, QEMU and a guest
+	@$(ENV) go test -race $(TEST_FLAGS) -timeout 25m -p 1 $(E2E_PACKAGES)
+
+.PHONY: test-vhost-vsock
+test-vhost-vsock: guest-image ## the kernel's vsock backend, inside an outer VM where the host has none (slow)
+	@$(ENV) go test -tags vhostvsock $(TEST_FLAGS) -timeout 30m -v -run VhostVsock ./hypervisor/...
+
+.PHONY: lint
+lint: tools ## gofmt, vet, staticcheck and the house rules
+	@$(ENV) unformatted=$$(gofmt -l $$(git ls-files '*.go' 2>/dev/null || find . -name '*.go')); \
+		if [ -n "$$unformatted" ]; then echo "not formatted (gofmt -w): $$unformatted" >&2; exit 1; fi
+	@$(ENV) go vet ./...
+	@$(ENV) go run $(STATICCHECK) ./...
+	@$(ENV) go test -count=1 ./test/policy
+
+.PHONY: bench
+bench: guest-image images ## the phases of a ctr run and the memory of its parts, beside a bare boot
+	@$(ENV) go run ./test/bench -out $(BUILD)/bench
+
+.PHONY: proto
+proto: ## regenerate agentclient/pb from its .proto files
+	@test/setup/tools.sh protoc
+	@$(ENV) agentclient/pb/generate.sh
+
+.PHONY: fuzz
+fuzz: tools ## every fuzz target for FUZZ_TIME (30s)
+	@$(ENV) for pkg in $$(go list ./...); do \
+		for target in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
+			echo "$$pkg $$target"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZ_TIME) $$pkg; \
+		done; done
+
+.PHONY: clean
+clean: ## remove what was built; keep the tools and the guest kernel
+	@rm -rf --one-file-system $(BIN) $(GUEST) $(BUILD)/images $(BUILD)/run $(BUILD)/bench

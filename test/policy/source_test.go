@@ -1,0 +1,119 @@
+package policy
+
+import (
+	"bytes"
+	"go/ast"
+	"go/format"
+	"strings"
+	"testing"
+)
+
+// maxLines is where a file is asking to be two.
+const maxLines = 500
+
+func TestEveryPackageSaysWhatItIsFor(t *testing.T) {
+	for dir, files := range packages(goFiles(t)) {
+		var comment, name string
+		onlyTests := true
+		for _, f := range files {
+			onlyTests = onlyTests && f.isTest
+		}
+		for _, f := range files {
+			if f.isTest && !onlyTests {
+				continue
+			}
+			name = f.syntax.Name.Name
+			if f.syntax.Doc != nil && !f.generated {
+				comment = f.syntax.Doc.Text()
+			}
+		}
+		switch {
+		case comment == "":
+			t.Errorf("%s: package %s has no package comment: say what it owns, who may call it, what it never does", dir, name)
+		case name != "main" && !strings.HasPrefix(comment, "Package "+name+" "):
+			t.Errorf("%s: the package comment does not start with %q", dir, "Package "+name+" ")
+		}
+	}
+}
+
+func TestNoFileIsTooLong(t *testing.T) {
+	for _, f := range goFiles(t) {
+		if lines := bytes.Count(f.text, []byte("\n")); lines > maxLines && !f.generated {
+			t.Errorf("%s has %d lines, more than %d: it is asking to be two", f.path, lines, maxLines)
+		}
+	}
+}
+
+func TestSourcesAreFormatted(t *testing.T) {
+	for _, f := range goFiles(t) {
+		want, err := format.Source(f.text)
+		if err != nil {
+			t.Errorf("%s: %v", f.path, err)
+		} else if !bytes.Equal(want, f.text) && !f.generated {
+			t.Errorf("%s is not formatted: gofmt -w %s", f.path, f.path)
+		}
+	}
+}
+
+// TestWhatStartsGoroutinesChecksForLeaks asks of every package with a go
+// statement outside its tests (commands end with their process) that its tests
+// run under goleak.
+func TestWhatStartsGoroutinesChecksForLeaks(t *testing.T) {
+	for dir, files := range packages(goFiles(t)) {
+		var starts string
+		checked := false
+		for _, f := range files {
+			switch {
+			case f.isTest:
+				checked = checked || bytes.Contains(f.text, []byte("goleak.VerifyTestMain("))
+			case f.syntax.Name.Name != "main" && !f.generated:
+				ast.Inspect(f.syntax, func(n ast.Node) bool {
+					if _, ok := n.(*ast.GoStmt); ok && starts == "" {
+						starts = f.fset.Position(n.Pos()).String()
+					}
+					return true
+				})
+			}
+		}
+		if starts != "" && !checked {
+			t.Errorf("%s starts a goroutine, but no TestMain of %s calls goleak.VerifyTestMain", starts, dir)
+		}
+	}
+}
+
+// TestTestsDoNotSleep: a sleep in a test is a race with the machine's load.
+func TestTestsDoNotSleep(t *testing.T) {
+	for _, f := range goFiles(t) {
+		if !f.isTest {
+			continue
+		}
+		ast.Inspect(f.syntax, func(n ast.Node) bool {
+			if sel, ok := n.(*ast.SelectorExpr); ok && sel.Sel.Name == "Sleep" {
+				if pkg, ok := sel.X.(*ast.Ident); ok && pkg.Name == "time" {
+					t.Errorf("%s:%d: time.Sleep in a test: wait for the event", f.path, f.line(n.Pos()))
+				}
+			}
+			return true
+		})
+	}
+}
+
+// TestNothingIsLeftForLater: what is not there says so with an error at run
+// time; a mark in a comment says so to nobody.
+func TestNothingIsLeftForLater(t *testing.T) {
+	marks := []string{"TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK"}
+	for _, f := range goFiles(t) {
+		if f.generated {
+			continue
+		}
+		for _, group := range f.syntax.Comments {
+			for _, c := range group.List {
+				for _, mark := range marks {
+					if strings.Contains(c.Text, mark) {
+						t.Errorf("%s:%d: %s: do it, or answer a clear error and say so in the docs", f.path, f.line(c.Pos()), mark)
+					}
+				}
+			}
+		}
+	}
+}
