@@ -1,0 +1,313 @@
+package image
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/erofsvm/erofsvm/guest/layout"
+)
+
+// Want is a module that the guest needs, by the name that lsmod(8) shows, and
+// the stage of layout.ModuleList in which it is loaded.
+type Want struct {
+	Name  string
+	Stage string
+}
+
+// DefaultModules are the modules of a pod, in the order in which they are
+// wanted: before the agent listens only the transport it listens on, then what
+// the first storage needs, then what few pods need. Whatever the kernel has
+// built in is skipped; virtio and its PCI transport usually are.
+func DefaultModules() []Want {
+	return []Want{
+		{"virtio_pci", layout.StageBoot},
+		{"vmw_vsock_virtio_transport", layout.StageBoot},
+		{"virtio_blk", layout.StageLate},
+		{"erofs", layout.StageLate},
+		{"ext4", layout.StageLate},
+		{"overlay", layout.StageLate},
+		{"virtio_net", layout.StageLate},
+		{"af_packet", layout.StageLate},
+		{"virtio_rng", layout.StageLate},
+		{"dm_verity", layout.StageLate},
+		{"virtio_scsi", layout.StageLate},
+		{"sd_mod", layout.StageLate},
+	}
+}
+
+// Module is one module of the image.
+type Module struct {
+	File  string // in layout.ModuleDir
+	Stage string
+	data  []byte // uncompressed
+}
+
+// loadModules resolves wants in a directory lib/modules/VERSION, and reads the
+// modules in the order in which they must be loaded.
+func loadModules(dir string, wants []Want) ([]Module, error) {
+	catalog, err := readCatalog(dir)
+	if err != nil {
+		return nil, err
+	}
+	placed, err := catalog.resolve(wants)
+	if err != nil {
+		return nil, err
+	}
+	modules := make([]Module, 0, len(placed))
+	seen := make(map[string]string, len(placed))
+	for _, p := range placed {
+		packed, err := readBounded(filepath.Join(dir, filepath.FromSlash(p.path)), maxModule)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w %s: modules.dep names it, but %w", ErrNoModule, p.path, err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		data, err := decompress(packed, maxModule, false)
+		if err != nil {
+			return nil, fmt.Errorf("unpack module %s: %w", p.path, err)
+		}
+		file := moduleFile(p.path)
+		if other, twice := seen[file]; twice {
+			return nil, fmt.Errorf("modules %s and %s would both be %s/%s", other, p.path, layout.ModuleDir, file)
+		}
+		seen[file] = p.path
+		modules = append(modules, Module{File: file, Stage: p.stage, data: data})
+	}
+	return modules, nil
+}
+
+// catalog is what a kernel says of its modules. Names are normalised by
+// moduleName throughout.
+type catalog struct {
+	dir      string
+	paths    map[string]string   // name → path below the directory
+	needs    map[string][]string // name → names, in the order of loading
+	softPre  map[string][]string // name → names or aliases, better loaded before
+	builtins map[string]bool     // names and plain aliases of what is compiled in
+	aliases  map[string]string   // plain alias → name of the first module with it
+}
+
+// readCatalog reads the tables that depmod(8) and the kernel's build leave.
+// modules.dep must be there; without the others nothing is built in, and no
+// module has soft dependencies.
+func readCatalog(dir string) (*catalog, error) {
+	c := &catalog{
+		dir: dir, paths: map[string]string{}, needs: map[string][]string{}, softPre: map[string][]string{},
+		builtins: map[string]bool{}, aliases: map[string]string{},
+	}
+	tables := []struct {
+		name     string
+		required bool
+		sep      byte
+		add      func(line string) error
+	}{
+		{"modules.dep", true, '\n', c.addDep},
+		{"modules.builtin", false, '\n', c.addBuiltin},
+		{"modules.builtin.modinfo", false, 0, c.addBuiltinInfo},
+		{"modules.softdep", false, '\n', c.addSoftdep},
+		{"modules.alias", false, '\n', c.addAlias},
+	}
+	for _, table := range tables {
+		data, err := readBounded(filepath.Join(dir, table.name), maxTable)
+		if errors.Is(err, os.ErrNotExist) {
+			if table.required {
+				return nil, fmt.Errorf("%w; run depmod for this kernel", err)
+			}
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := eachRecord(data, table.sep, table.add); err != nil {
+			return nil, fmt.Errorf("%s: %w", filepath.Join(dir, table.name), err)
+		}
+	}
+	return c, nil
+}
+
+// eachRecord calls add for every non-empty record that sep ends.
+func eachRecord(data []byte, sep byte, add func(string) error) error {
+	scanner := bufio.NewScanner(bytes.NewReader(data))
+	scanner.Buffer(nil, maxTable)
+	scanner.Split(func(data []byte, atEOF bool) (int, []byte, error) {
+		if i := bytes.IndexByte(data, sep); i >= 0 {
+			return i + 1, data[:i], nil
+		}
+		if atEOF && len(data) > 0 {
+			return len(data), data, nil
+		}
+		return 0, nil, nil
+	})
+	for number := 1; scanner.Scan(); number++ {
+		if record := strings.TrimSpace(scanner.Text()); record != "" {
+			if err := add(record); err != nil {
+				return fmt.Errorf("record %d: %w", number, err)
+			}
+		}
+	}
+	return scanner.Err()
+}
+
+// addDep takes "a.ko: b.ko c.ko". A module's dependencies stand in the order
+// opposite to that of loading (modules.dep(5)).
+func (c *catalog) addDep(line string) error {
+	module, list, ok := strings.Cut(line, ":")
+	if !ok {
+		return fmt.Errorf("%q has no colon", line)
+	}
+	files := strings.Fields(list)
+	for _, file := range append([]string{module}, files...) {
+		if !filepath.IsLocal(file) || moduleFile(file) == "" {
+			return fmt.Errorf("%q is no module below this directory", file)
+		}
+	}
+	name := moduleName(module)
+	c.paths[name] = module
+	for i := len(files) - 1; i >= 0; i-- {
+		c.needs[name] = append(c.needs[name], moduleName(files[i]))
+	}
+	return nil
+}
+
+func (c *catalog) addBuiltin(line string) error {
+	c.builtins[moduleName(line)] = true
+	return nil
+}
+
+// addBuiltinInfo takes "name.key=value"; of the keys only the aliases matter.
+func (c *catalog) addBuiltinInfo(record string) error {
+	key, value, _ := strings.Cut(record, "=")
+	if strings.HasSuffix(key, ".alias") {
+		c.builtins[moduleName(value)] = true
+	}
+	return nil
+}
+
+// addSoftdep takes "softdep a pre: b c post: d"; comments are left out.
+func (c *catalog) addSoftdep(line string) error {
+	fields := strings.Fields(line)
+	if len(fields) < 3 || fields[0] != "softdep" {
+		return nil
+	}
+	name, kind := moduleName(fields[1]), ""
+	for _, field := range fields[2:] {
+		if strings.HasSuffix(field, ":") {
+			kind = field
+		} else if kind == "pre:" {
+			c.softPre[name] = append(c.softPre[name], moduleName(field))
+		}
+	}
+	return nil
+}
+
+// addAlias takes "alias a b"; patterns are for devices and are left out.
+func (c *catalog) addAlias(line string) error {
+	fields := strings.Fields(line)
+	if len(fields) != 3 || fields[0] != "alias" || strings.ContainsAny(fields[1], "*?[") {
+		return nil
+	}
+	if alias := moduleName(fields[1]); c.aliases[alias] == "" {
+		c.aliases[alias] = moduleName(fields[2])
+	}
+	return nil
+}
+
+// placed is a module in the order of loading.
+type placed struct {
+	path  string
+	stage string
+}
+
+// resolve puts wants and what they depend on into the order of loading: the
+// stages as they stand in wants, a dependency with the first that needs it.
+func (c *catalog) resolve(wants []Want) ([]placed, error) {
+	var order []placed
+	const visiting, done = 1, 2
+	state := map[string]int{}
+	var visit func(name, stage, why string) error
+	visit = func(name, stage, why string) error {
+		if c.builtins[name] || state[name] == done {
+			return nil
+		}
+		if state[name] == visiting {
+			return fmt.Errorf("module %s depends on itself by way of %s", name, why)
+		}
+		file, ok := c.paths[name]
+		if !ok {
+			return fmt.Errorf("%w %s (%s): neither in %s/modules.dep nor in modules.builtin; use a kernel that has it",
+				ErrNoModule, name, why, c.dir)
+		}
+		state[name] = visiting
+		for _, soft := range c.softPre[name] {
+			if provider, ok := c.softProvider(soft); ok && state[provider] != visiting {
+				if err := visit(provider, stage, "soft dependency of "+name); err != nil {
+					return err
+				}
+			}
+		}
+		for _, need := range c.needs[name] {
+			if err := visit(need, stage, "dependency of "+name); err != nil {
+				return err
+			}
+		}
+		state[name] = done
+		order = append(order, placed{file, stage})
+		return nil
+	}
+	for _, want := range wants {
+		if want.Stage != layout.StageBoot && want.Stage != layout.StageLate {
+			return nil, fmt.Errorf("module %s: there is no stage %q", want.Name, want.Stage)
+		}
+		if want.Stage == layout.StageBoot && len(order) > 0 && order[len(order)-1].stage == layout.StageLate {
+			return nil, fmt.Errorf("module %s: stage %s is over", want.Name, want.Stage)
+		}
+		if err := visit(moduleName(want.Name), want.Stage, "wanted in stage "+want.Stage); err != nil {
+			return nil, err
+		}
+	}
+	return order, nil
+}
+
+// softProvider names the module to load for a soft dependency. Nothing is to be
+// loaded if the kernel has it built in, even where a module would be faster, or
+// if there is no such module: that is what makes it soft.
+func (c *catalog) softProvider(soft string) (string, bool) {
+	if c.builtins[soft] {
+		return "", false
+	}
+	if _, ok := c.paths[soft]; ok {
+		return soft, true
+	}
+	provider, ok := c.aliases[soft]
+	if !ok {
+		return "", false
+	}
+	_, ok = c.paths[provider]
+	return provider, ok
+}
+
+// moduleFile is the name of a module's file without directories and without
+// the suffix of its compression, or "" if it is no module.
+func moduleFile(file string) string {
+	base := file[strings.LastIndexByte(file, '/')+1:]
+	name, _, ok := strings.Cut(base, ".ko")
+	if !ok || name == "" || strings.ContainsAny(name, " \t\n") {
+		return ""
+	}
+	return name + ".ko"
+}
+
+// moduleName is the name that the kernel gives to a module: that of its file,
+// with underscores. Aliases are compared the same way.
+func moduleName(file string) string {
+	base := file[strings.LastIndexByte(file, '/')+1:]
+	name, _, _ := strings.Cut(base, ".ko")
+	return strings.ReplaceAll(name, "-", "_")
+}
