@@ -1,0 +1,156 @@
+package harness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Leftovers waits until no process that descends from the daemon runs any more,
+// and returns, one line each, what else of sandboxes and containers is still
+// there: mounts, loop devices, sockets, files of the shim and of containerd's
+// bundles, active snapshots. It is for the time when no container is meant to
+// run; what is still there when ctx ends counts as left.
+func (c *Containerd) Leftovers(ctx context.Context) ([]string, error) {
+	pids, err := c.group.waitEmpty(ctx, c.Pid())
+	if err != nil {
+		return nil, fmt.Errorf("look for processes: %w", err)
+	}
+	var left []string
+	if len(pids) > 0 {
+		left = append(left, "processes: "+describe(pids))
+	}
+	for _, look := range []struct {
+		what string
+		find func() ([]string, error)
+	}{
+		{"mount", func() ([]string, error) { return mountsBelow(c.dirs.base, c.dirs.run) }},
+		{"loop device of", func() ([]string, error) { return loopsBelow(c.dirs.base) }},
+		{"socket", c.strangeSockets},
+		{"file of the shim", func() ([]string, error) { return entries(c.dirs.sandboxes) }},
+		{"bundle", func() ([]string, error) {
+			return entries(filepath.Join(c.dirs.state, "io.containerd.runtime.v2.task", Namespace))
+		}},
+		{"working directory", func() ([]string, error) {
+			return entries(filepath.Join(c.dirs.root, "io.containerd.runtime.v2.task", Namespace))
+		}},
+		{"active snapshot", func() ([]string, error) { return c.activeSnapshots(context.WithoutCancel(ctx)) }},
+		{"container", func() ([]string, error) { return c.containers(context.WithoutCancel(ctx)) }},
+	} {
+		found, err := look.find()
+		if err != nil {
+			return nil, fmt.Errorf("look for a %s: %w", look.what, err)
+		}
+		for _, one := range found {
+			left = append(left, look.what+" "+one)
+		}
+	}
+	return left, nil
+}
+
+// entries lists a directory; one that is not there is empty.
+func entries(dir string) ([]string, error) {
+	list, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var names []string
+	for _, entry := range list {
+		names = append(names, filepath.Join(dir, entry.Name()))
+	}
+	return names, err
+}
+
+func mountsBelow(dirs ...string) ([]string, error) {
+	mounts, err := mountinfo.GetMounts(func(info *mountinfo.Info) (skip, stop bool) {
+		for _, dir := range dirs {
+			if strings.HasPrefix(info.Mountpoint, dir+"/") {
+				return false, false
+			}
+		}
+		return true, false
+	})
+	var points []string
+	for _, m := range mounts {
+		points = append(points, m.Mountpoint)
+	}
+	return points, err
+}
+
+func unmountBelow(dir string) error {
+	points, err := mountsBelow(dir)
+	if err != nil || dir == "" {
+		return err
+	}
+	var errs []error
+	for i := len(points) - 1; i >= 0; i-- {
+		if err := unix.Unmount(points[i], unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", points[i], err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// loopsBelow lists the files below dir that a loop device holds.
+func loopsBelow(dir string) ([]string, error) {
+	attributes, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return nil, err
+	}
+	var files []string
+	for _, attribute := range attributes {
+		text, err := os.ReadFile(attribute)
+		if err != nil {
+			continue // detached in between
+		}
+		if file := strings.TrimSpace(string(text)); strings.HasPrefix(file, dir+"/") {
+			files = append(files, file)
+		}
+	}
+	return files, nil
+}
+
+// strangeSockets lists the Unix sockets below the run directory that are not
+// the daemon's own.
+func (c *Containerd) strangeSockets() ([]string, error) {
+	var found []string
+	err := filepath.WalkDir(c.dirs.run, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return ignoreGone(err)
+		}
+		own := path == c.dirs.socket || path == c.dirs.socket+".ttrpc" || filepath.Base(path) == "notify"
+		if entry.Type() == fs.ModeSocket && !own {
+			found = append(found, path)
+		}
+		return nil
+	})
+	return found, err
+}
+
+func (c *Containerd) activeSnapshots(ctx context.Context) ([]string, error) {
+	var active []string
+	err := c.client.SnapshotService(Snapshotter).Walk(c.in(ctx), func(_ context.Context, info snapshots.Info) error {
+		if info.Kind != snapshots.KindCommitted {
+			active = append(active, info.Name)
+		}
+		return nil
+	})
+	return active, err
+}
+
+func (c *Containerd) containers(ctx context.Context) ([]string, error) {
+	list, err := c.client.Containers(c.in(ctx))
+	var ids []string
+	for _, one := range list {
+		ids = append(ids, one.ID())
+	}
+	return ids, err
+}
