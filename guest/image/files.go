@@ -112,6 +112,10 @@ func openGzip(r io.Reader) (io.Reader, error) {
 	return z, nil
 }
 
+// xzFooter ends every xz stream (xz-file-format.txt, 2.1.2.4). The xz package
+// takes a file that is cut off between two blocks for a whole one.
+const xzFooter = "YZ"
+
 // decompress unpacks data, whatever of the known formats it is in, to at most
 // limit bytes; data in none of them comes back as it is. Where trailer is true
 // the last four bytes are the unpacked size and must agree: the kernel's build
@@ -128,6 +132,9 @@ func decompress(data []byte, limit int64, trailer bool) ([]byte, error) {
 			want = int64(binary.LittleEndian.Uint32(data[body:]))
 			data = data[:body]
 			limit = min(limit, want)
+		}
+		if format.name == "xz" && !bytes.HasSuffix(data, []byte(xzFooter)) {
+			return nil, fmt.Errorf("xz: %w", io.ErrUnexpectedEOF)
 		}
 		stream, err := format.open(bytes.NewReader(data))
 		if err != nil {

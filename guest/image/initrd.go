@@ -26,8 +26,8 @@ var directories = map[string]uint64{
 
 // writeInitrd writes the initramfs: a newc archive, uncompressed, because the
 // guest unpacks it before it does anything else, and copying is cheaper than
-// decompressing by far where the guest's instructions are emulated.
-// (docs/decisions has the figures.)
+// decompressing: gzip and zstd -3 each cost 14 ms per MiB at one instruction a
+// nanosecond (`-icount shift=0`).
 func writeInitrd(w io.Writer, agent []byte, modules []Module) error {
 	console := cpio.CharDev("dev/console", 0o600, 5, 1)
 	records := []cpio.Record{

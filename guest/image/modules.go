@@ -3,6 +3,7 @@ package image
 import (
 	"bufio"
 	"bytes"
+	"debug/elf"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -36,8 +37,6 @@ func DefaultModules() []Want {
 		{"af_packet", layout.StageLate},
 		{"virtio_rng", layout.StageLate},
 		{"dm_verity", layout.StageLate},
-		{"virtio_scsi", layout.StageLate},
-		{"sd_mod", layout.StageLate},
 	}
 }
 
@@ -45,7 +44,7 @@ func DefaultModules() []Want {
 type Module struct {
 	File  string // in layout.ModuleDir
 	Stage string
-	data  []byte // uncompressed
+	data  []byte // uncompressed, without signature
 }
 
 // loadModules resolves wants in a directory lib/modules/VERSION, and reads the
@@ -73,12 +72,15 @@ func loadModules(dir string, wants []Want) ([]Module, error) {
 		if err != nil {
 			return nil, fmt.Errorf("unpack module %s: %w", p.path, err)
 		}
+		if !bytes.HasPrefix(data, []byte(elf.ELFMAG)) {
+			return nil, fmt.Errorf("module %s is not ELF", p.path)
+		}
 		file := moduleFile(p.path)
 		if other, twice := seen[file]; twice {
 			return nil, fmt.Errorf("modules %s and %s would both be %s/%s", other, p.path, layout.ModuleDir, file)
 		}
 		seen[file] = p.path
-		modules = append(modules, Module{File: file, Stage: p.stage, data: data})
+		modules = append(modules, Module{File: file, Stage: p.stage, data: unsigned(data)})
 	}
 	return modules, nil
 }

@@ -15,7 +15,7 @@ func main() {
 	flag.StringVar(&options.KernelDir, "kernel", ".build/tools/kernel", "unpacked kernel package: boot/ and lib/modules/")
 	flag.StringVar(&options.Version, "version", "", "kernel release, where the package has several")
 	flag.StringVar(&options.Agent, "agent", "", "static binary of the agent")
-	flag.StringVar(&options.Output, "output", ".build/guest", "directory for vmlinux, initrd.img and manifest.json")
+	flag.StringVar(&options.Output, "out", ".build/guest", "directory for vmlinux, initrd.img and manifest.json")
 	flag.Parse()
 	if options.Agent == "" || flag.NArg() > 0 {
 		flag.Usage()
