@@ -13,6 +13,7 @@ APT_KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg
 # apt_mirror <release>: the address the machine's own apt uses for a release,
 # from whichever format its sources are written in.
 apt_mirror() {
+	# shellcheck disable=SC2016 # apt's own variables
 	apt-get indextargets --format '$(RELEASE) $(CODENAME) $(COMPONENT) $(REPO_URI)' 'Created-By: Packages' |
 		awk -v want="$1" '$3 == "main" || $2 == "main" { if ($1 == want || $2 == want) { print $NF; exit } }'
 }
@@ -77,6 +78,7 @@ Acquire::Retries "3";
 CONF
 	if ! cmp -s "$dir/sources.list.new" "$dir/sources.list" ||
 		[ -z "$(find "$dir/updated" -mtime -1 2>/dev/null)" ]; then
+		rm -f "$dir/updated"
 		mv "$dir/sources.list.new" "$dir/sources.list"
 		apt-get -c "$dir/apt.conf" -qq --error-on=any update
 		touch "$dir/updated"

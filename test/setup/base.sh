@@ -3,7 +3,7 @@
 # of the images the tests build, and the ground of the build root.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/apt.sh"
-out=$2
+out=${2:?}
 
 apt_setup stable
 mirror=$(apt_mirror "$APT_RELEASE")

@@ -3,7 +3,7 @@
 # host whatever the host has installed. in_root (lib.sh) runs things in it.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/apt.sh"
-out=$2
+out=${2:?}
 
 packages=(gcc make libc6-dev autoconf automake libtool pkg-config dpkg-dev
 	uuid-dev liblz4-dev liblzma-dev zlib1g-dev libzstd-dev libdeflate-dev

@@ -4,9 +4,10 @@
 # package: its name, then the packages it adds to the ones before it.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/apt.sh"
-out=$2
+out=${2:?}
 
-packages=(redis-server nginx-light busybox-static procps iproute2 curl
+# iproute2 stands before nginx-light, which needs it: no layer is empty.
+packages=(redis-server iproute2 nginx-light busybox-static procps curl
 	ca-certificates vim-tiny perl attr)
 
 apt_setup stable

@@ -4,13 +4,14 @@
 # bookworm's version is too old (before 1.9 it merges layers wrongly).
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/apt.sh"
-out=$2
+out=${2:?}
 oldest=1.9.3
 
 apt_setup sid
 work=$out/work
 mkdir "$work"
 (cd "$work" && apt-get -c "$TOOLS/apt/sid/apt.conf" -qq --download-only source erofs-utils/sid)
+# shellcheck disable=SC2016 # for the shell in the build root
 in_root "$TOOLS/buildroot" "$work" bash -euc '
 	cd /build
 	dpkg-source --no-check --extract *.dsc src
@@ -44,6 +45,8 @@ done
 "$out/bin/fsck.erofs" --device="$try/lower.erofs" --device="$try/upper.erofs" "$try/merged.erofs"
 "$out/bin/dump.erofs" --ls --path=/ "$try/merged.erofs" >"$try/list"
 cat "$try/list"
-grep -qw stays "$try/list" && grep -qw new "$try/list" || die "mkfs.erofs $version loses files when it merges"
+for name in stays new; do
+	grep -qw "$name" "$try/list" || die "mkfs.erofs $version loses files when it merges"
+done
 if grep -qw gone "$try/list"; then die "mkfs.erofs $version keeps a deleted file when it merges"; fi
 rm -rf "$try"

@@ -4,7 +4,7 @@
 # cannot mount EROFS layers from ranges of one device.)
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/apt.sh"
-out=$2
+out=${2:?}
 
 apt_setup stable
 image=$(apt-cache -c "$TOOLS/apt/stable/apt.conf" show linux-image-cloud-amd64/bookworm-backports |
@@ -12,7 +12,7 @@ image=$(apt-cache -c "$TOOLS/apt/stable/apt.conf" show linux-image-cloud-amd64/b
 [ -n "$image" ] || die "linux-image-cloud-amd64 of bookworm-backports names no kernel package"
 apt_download stable "$out/debs" "$image/bookworm-backports"
 unpack "$out" "$out"/debs/*.deb
-rm -rf "$out/debs" "$out/usr"
+rm -rf "$out/debs" "${out:?}/usr"
 
 modules=("$out"/lib/modules/*)
 version=$(basename "${modules[0]}")

@@ -13,9 +13,8 @@ shopt -s nullglob
 
 SETUP_DIR=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 TREE=$(cd "$SETUP_DIR/../.." && pwd)
-BUILD=${EROFSVM_BUILD:-$TREE/.build}
+BUILD=$(realpath --canonicalize-missing "${EROFSVM_BUILD:-$TREE/.build}")
 TOOLS=$BUILD/tools
-LOGS=$BUILD/logs
 
 export LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive
 
@@ -28,6 +27,17 @@ die() {
 
 need() {
 	command -v "$1" >/dev/null || die "$1 is not installed" "apt-get install $2"
+}
+
+# host_go: the host's own Go, if it can build the tree: as new as go.mod asks
+# for, or able to fetch that (GOTOOLCHAIN). One that we unpacked is not the host's.
+host_go() {
+	local go want have
+	go=$(PATH=${PATH//"$TOOLS/go/bin:"/} command -v go) || return 1
+	want=$(awk '$1 == "go" { print $2 }' "$TREE/go.mod")
+	have=$(cd "$TREE" && "$go" env GOVERSION) || return 1
+	printf '%s\n' "$want" "${have#go}" | sort -CV || return 1
+	printf '%s\n' "$go"
 }
 
 # unpack <root> <deb>...: the files of packages, without their maintainer
@@ -97,8 +107,7 @@ relocate() {
 	done
 }
 
-# check_linked <root>: every executable, library and module under root finds
-# all its libraries when loaded into one of the given executables' search path.
+# check_linked <root> <executable under root>...: each finds all its libraries.
 check_linked() {
 	local root=$1 exe missing
 	shift
@@ -116,6 +125,7 @@ in_root() {
 	local root=$1 folder=$2
 	shift 2
 	mkdir -p "$root/build"
+	# shellcheck disable=SC2016 # for the shell in the namespaces
 	unshare --mount --pid --fork --kill-child -- bash -euc '
 		root=$1 folder=$2
 		shift 2

@@ -1,12 +1,13 @@
 #!/bin/bash
-# patchelf of bookworm, for relocate() of lib.sh. Needs only the host's libc
-# and libstdc++ of bookworm, which is bundled where the host has none.
+# patchelf of bookworm, for relocate() of lib.sh. It runs on the host's libc and
+# libstdc++, which a machine with apt has.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/apt.sh"
-out=$2
+out=${2:?}
 
 apt_setup stable
-apt_closure "$out/debs" bookworm '' patchelf
+apt_download stable "$out/debs" "patchelf/$APT_RELEASE"
 deb_version "$out/debs" patchelf >"$out/version"
-unpack_closure "$out" "$out/debs"
-rm -rf "$out/debs"
+unpack "$out" "$out"/debs/*.deb
+rm -rf "$out/debs" "${out:?}/usr/share"
+"$out/usr/bin/patchelf" --version

@@ -3,13 +3,13 @@
 # tree, so neither the build nor the tests need it.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/apt.sh"
-out=$2
+out=${2:?}
 
 apt_setup stable
 apt_closure "$out/debs" "$APT_RELEASE" '' protobuf-compiler
 deb_version "$out/debs" protobuf-compiler >"$out/version"
 unpack_closure "$out" "$out/debs"
-rm -rf "$out/debs" "$out/usr/share"
+rm -rf "$out/debs" "${out:?}/usr/share"
 relocate "$out" usr/bin/protoc
 check_linked "$out" usr/bin/protoc
 ln -s usr/bin "$out/bin"

@@ -8,7 +8,7 @@
 # relocation, but util/cutils.c, get_relocated_path, looks below that name first.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/apt.sh"
-part=$1 out=$2
+part=${1:?} out=${2:?}
 
 case $part in
 qemu) suite=bookworm-backports series=10.0 ;;
@@ -20,7 +20,7 @@ apt_setup stable
 apt_closure "$out/debs" "$suite" '' qemu-system-x86 qemu-utils
 deb_version "$out/debs" qemu-system-x86 >"$out/version"
 unpack_closure "$out" "$out/debs"
-rm -rf "$out/debs" "$out/usr/share/doc" "$out/usr/share/man" "$out/usr/share/locale" "$out/var"
+rm -rf "$out/debs" "${out:?}/usr/share/doc" "${out:?}/usr/share/man" "${out:?}/usr/share/locale" "${out:?}/var"
 
 executables=(usr/bin/qemu-system-x86_64 usr/bin/qemu-img usr/bin/qemu-io
 	usr/bin/qemu-nbd usr/bin/qemu-storage-daemon)

@@ -12,11 +12,13 @@
 # leaves nothing half-done, a part whose script changed is made again, and a
 # run with everything present touches neither network nor disk.
 . "$(dirname "$0")/lib.sh"
+LOGS=$BUILD/logs
 
 # part: its folder under tools, its scripts (the first one makes it), the parts
 # it needs. In the order in which they are made.
 declare -A FOLDER SCRIPTS NEEDS
 ORDER=()
+MAKING= # the process of the part that is being made
 part() {
 	ORDER+=("$1")
 	FOLDER[$1]=$2
@@ -44,6 +46,10 @@ DEFAULT=(go patchelf qemu kernel vhost-device-vsock base buildroot erofs-utils
 stamp_of() {
 	local script paths=()
 	for script in ${SCRIPTS[$1]}; do paths+=("$SETUP_DIR/$script"); done
+	# A host that loses its Go, or gets a newer go.mod, needs the part anew.
+	if [ "$1" = go ]; then
+		printf 'go %s ' "$(host_go 2>/dev/null || echo none)"
+	fi
 	printf '%s %s' "$1" "$(cat "${paths[@]}" | sha256sum | cut -c1-64)"
 }
 
@@ -78,12 +84,17 @@ make_part() {
 	discard "$tmp"
 	mkdir -p "$tmp" "$(dirname "$dest")"
 	printf '  %-20s ' "$name"
-	if ! bash "$SETUP_DIR/${scripts[0]}" "$name" "$tmp" >"$log" 2>&1 </dev/null; then
+	# A session of its own, so that `interrupted` ends all of it at once.
+	setsid bash "$SETUP_DIR/${scripts[0]}" "$name" "$tmp" >"$log" 2>&1 </dev/null &
+	MAKING=$!
+	if ! wait "$MAKING"; then
+		MAKING=
 		printf 'FAILED after %ss; the end of %s:\n\n' "$((SECONDS - started))" "$log" >&2
 		tail -n 20 "$log" >&2
 		printf '\nAsk for it again with: %s %s\n' "$0" "$name" >&2
 		return 1
 	fi
+	MAKING=
 	printf '%s\nversion %s\n' "$(stamp_of "$name")" "$(cat "$tmp/version")" >"$tmp/.stamp"
 	if [ -e "$dest" ]; then
 		discard "$TOOLS/.tmp/$name.old"
@@ -92,6 +103,18 @@ make_part() {
 	mv "$tmp" "$dest"
 	discard "$TOOLS/.tmp/$name.old"
 	printf '%-36s %4ss\n' "$(cat "$dest/version")" "$((SECONDS - started))"
+}
+
+# interrupted: end the part that is being made, with all its processes, then
+# leave through the EXIT trap, which removes what it had made.
+interrupted() {
+	if [ -n "$MAKING" ]; then
+		kill -TERM -- "-$MAKING" 2>/dev/null || true
+		wait "$MAKING" 2>/dev/null || true
+		kill -KILL -- "-$MAKING" 2>/dev/null || true
+	fi
+	printf '\ninterrupted; nothing half-done is left\n' >&2
+	exit 130
 }
 
 # discard: build roots are full of other users' files, but never of mounts:
@@ -134,12 +157,12 @@ main() {
 	exec 9>"$TOOLS/.lock"
 	flock --nonblock 9 || { echo "waiting for another run of tools.sh" && flock 9; }
 	trap 'discard "$TOOLS/.tmp"' EXIT
-	trap 'printf "interrupted; nothing half-done is left\n" >&2; exit 130' INT TERM
+	trap interrupted INT TERM HUP
+	write_env
 	printf 'Setting up %s\n' "$TOOLS"
 	for name in $(wanted "$@"); do
 		make_part "$name"
 	done
-	write_env
 }
 
 main "$@"

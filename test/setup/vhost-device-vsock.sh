@@ -4,11 +4,11 @@
 # is why sid's binary runs here.
 . "$(dirname "$0")/lib.sh"
 . "$(dirname "$0")/apt.sh"
-out=$2
+out=${2:?}
 
 apt_setup sid
 apt_download sid "$out/debs" vhost-device-vsock/sid
 deb_version "$out/debs" vhost-device-vsock >"$out/version"
 unpack "$out" "$out"/debs/*.deb
-rm -rf "$out/debs" "$out/usr/share"
+rm -rf "$out/debs" "${out:?}/usr/share"
 "$out/usr/bin/vhost-device-vsock" --version
