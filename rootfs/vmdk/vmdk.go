@@ -1,13 +1,163 @@
 // Package vmdk writes VMDK descriptors of type twoGbMaxExtentFlat, the format
 // in which QEMU joins ranges of plain files into one read-only disk.
 //
-// It owns the text of the descriptor and nothing else: it opens no layer and
-// starts no goroutine, and every function may be called from any goroutine.
+// It owns the text of the descriptor and its way into a directory, and nothing
+// else: it opens no layer and starts no goroutine, and every function may be
+// called from any goroutine.
+//
+// What the text must look like is decided by block/vmdk.c of QEMU, which finds
+// its keys by searching and its extents line by line with sscanf; what VMware
+// would want besides (geometry, adapter type) is left out, as QEMU never reads
+// it. QEMU opens the files when the disk is attached, looks at neither their
+// length nor their kind, and reads zeros behind their end: that the ranges are
+// there is for the caller to know.
 package vmdk
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"unicode/utf8"
+)
 
 // Extent is a range of a host file that becomes a range of the disk.
 type Extent struct {
 	Path    string `json:"path"`    // absolute host path
 	Sectors int64  `json:"sectors"` // length in sectors of 512 bytes
 	Offset  int64  `json:"offset"`  // start within the file, in sectors
+}
+
+const (
+	sectorSize = 512
+
+	// maxExtentSectors is 2 GiB, what the type of the descriptor promises.
+	maxExtentSectors = 2 << 30 / sectorSize
+
+	// maxPath is what fits QEMU's buffer for the name of an extent; it would
+	// take a longer one for a line that is no extent, without a word.
+	maxPath = 511
+
+	// maxSectors keeps every byte offset inside an int64.
+	maxSectors = 1 << 52
+
+	// maxDescriptor is what QEMU reads of a descriptor; it does not notice
+	// the extents behind that.
+	maxDescriptor = 1<<20 - 1
+
+	// parentKey makes QEMU open a backing file, wherever it stands in the
+	// text.
+	parentKey = "parentFileNameHint"
+)
+
+// Errors that Descriptor wraps.
+var (
+	// ErrPath is a path that QEMU would not read as it is written.
+	ErrPath = errors.New("path cannot stand in a VMDK descriptor")
+	// ErrExtent is a range that cannot be.
+	ErrExtent = errors.New("extent is out of range")
+	// ErrTooLong is a descriptor of which QEMU would not read the end.
+	ErrTooLong = errors.New("VMDK descriptor is too long")
+)
+
+// header stands before the extents. There is no blank line in or after it:
+// sscanf skips a line end like any blank, so that QEMU would take the extent
+// behind a blank line twice. The content ID is any number, and the parent's
+// is the one that means none. Extents are RW for a read-only disk too, since
+// QEMU aborts on a query of a disk with RDONLY ones.
+const header = `# Disk DescriptorFile
+version=1
+CID=fffffffe
+parentCID=ffffffff
+createType="twoGbMaxExtentFlat"
+`
+
+// Descriptor is the text for a disk made of the extents, in order. Extents
+// longer than 2 GiB become several lines.
+func Descriptor(extents []Extent) ([]byte, error) {
+	if len(extents) == 0 {
+		return nil, fmt.Errorf("%w: there is none", ErrExtent)
+	}
+	var text bytes.Buffer
+	text.WriteString(header)
+	for i, e := range extents {
+		if err := e.check(); err != nil {
+			return nil, fmt.Errorf("extent %d: %w", i, err)
+		}
+		for done := int64(0); done < e.Sectors; {
+			n := min(e.Sectors-done, maxExtentSectors)
+			fmt.Fprintf(&text, "RW %d FLAT \"%s\" %d\n", n, e.Path, e.Offset+done)
+			done += n
+			if text.Len() > maxDescriptor {
+				return nil, fmt.Errorf("%w: extent %d of %d passes %d bytes; use fewer layers or shorter paths", ErrTooLong, i, len(extents), maxDescriptor)
+			}
+		}
+	}
+	return text.Bytes(), nil
+}
+
+func (e Extent) check() error {
+	if e.Sectors <= 0 || e.Sectors > maxSectors || e.Offset < 0 || e.Offset > maxSectors {
+		return fmt.Errorf("%w: %d sectors at %d of %q", ErrExtent, e.Sectors, e.Offset, e.Path)
+	}
+	return CheckPath(e.Path)
+}
+
+// CheckPath says whether QEMU reads path in a descriptor as it is written.
+func CheckPath(path string) error {
+	switch {
+	case !filepath.IsAbs(path):
+		// QEMU would take what stands before a colon for a protocol.
+		return fmt.Errorf("%w: %.600q is not absolute", ErrPath, path)
+	case len(path) > maxPath:
+		return fmt.Errorf("%w: %.600q has %d bytes, at most %d are possible; move the snapshotter's root to a shorter path", ErrPath, path, len(path), maxPath)
+	case !utf8.ValidString(path):
+		return fmt.Errorf("%w: %q is not UTF-8", ErrPath, path)
+	case strings.Contains(path, `"`):
+		return fmt.Errorf("%w: %q has a quotation mark", ErrPath, path)
+	case strings.ContainsFunc(path, func(r rune) bool { return r < 0x20 || r == 0x7f }):
+		return fmt.Errorf("%w: %q has a control character", ErrPath, path)
+	case strings.Contains(path, parentKey):
+		return fmt.Errorf("%w: %q has the word %s, which names a backing file", ErrPath, path, parentKey)
+	}
+	return nil
+}
+
+// Write puts the descriptor of the extents into dir under name and returns its
+// path. The file appears whole or not at all, replacing one of that name; it
+// is the caller's to remove.
+func Write(dir, name string, extents []Extent) (path string, err error) {
+	text, err := Descriptor(extents)
+	if err != nil {
+		return "", err
+	}
+	if name == "" || name != filepath.Base(name) || name == "." || name == ".." {
+		return "", fmt.Errorf("write VMDK descriptor: name %q is not a file name", name)
+	}
+	tmp, err := os.CreateTemp(dir, "."+name+"-")
+	if err != nil {
+		return "", fmt.Errorf("write VMDK descriptor: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			tmp.Close()
+			os.Remove(tmp.Name())
+		}
+	}()
+	if _, err = tmp.Write(text); err != nil {
+		return "", fmt.Errorf("write VMDK descriptor: %w", err)
+	}
+	if err = tmp.Sync(); err != nil {
+		return "", fmt.Errorf("write VMDK descriptor: %w", err)
+	}
+	if err = tmp.Close(); err != nil {
+		return "", fmt.Errorf("write VMDK descriptor: %w", err)
+	}
+	path = filepath.Join(dir, name)
+	if err = os.Rename(tmp.Name(), path); err != nil {
+		return "", fmt.Errorf("write VMDK descriptor: %w", err)
+	}
+	return path, nil
 }

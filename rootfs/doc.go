@@ -1,0 +1,14 @@
+// Package rootfs turns the mounts that containerd hands over for a container
+// into a plan: which host files become which disks, and which of them the
+// guest mounts how.
+//
+// It owns the meaning of a mount list. [Classify] is pure; [Planner.Plan]
+// besides opens the files that the list names, reads superblocks, and may put
+// a merged index into its cache. Both may be called from any goroutine, several
+// at a time. The package never mounts, never writes to a file of the
+// snapshotter, keeps no descriptor open, and knows neither the VM nor the
+// guest.
+//
+// A mount list is untrusted, and so is every byte of the files it names. What
+// is not understood is refused with a [Refusal], and nothing is half done.
+package rootfs
