@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -58,7 +59,6 @@ type Containerd struct {
 	group   *group
 	command *exec.Cmd
 	exited  chan struct{} // closed when the daemon has been waited for
-	exit    error         // valid once exited is closed
 	lock    *os.File
 	client  *client.Client
 }
@@ -91,8 +91,12 @@ func Start(ctx context.Context, tree Tree, o Options) (_ *Containerd, err error)
 	if err := c.startDaemon(ctx); err != nil {
 		return c, err
 	}
+	return c, c.connect()
+}
+
+func (c *Containerd) connect() (err error) {
 	c.client, err = client.New(c.dirs.socket, client.WithDefaultNamespace(Namespace), client.WithTimeout(10*time.Second))
-	return c, err
+	return err
 }
 
 func (o Options) withDefaults(tree Tree) Options {
@@ -139,6 +143,9 @@ func (c *Containerd) makeDirs() (err error) {
 	d.cache = filepath.Join(d.base, "cache")
 	d.traces = filepath.Join(d.base, "traces")
 	d.log = filepath.Join(d.base, "containerd.log")
+	if err := os.Remove(d.log); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	return nil
 }
 
@@ -174,7 +181,7 @@ func (c *Containerd) startDaemon(ctx context.Context) error {
 		return err
 	}
 	defer notify.Close()
-	logFile, err := os.OpenFile(c.dirs.log, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	logFile, err := os.OpenFile(c.dirs.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
 	if err != nil {
 		return err
 	}
@@ -193,10 +200,10 @@ func (c *Containerd) startDaemon(ctx context.Context) error {
 	if err := c.command.Start(); err != nil {
 		return err
 	}
-	go func() {
-		c.exit = c.command.Wait()
-		close(c.exited)
-	}()
+	go func(command *exec.Cmd, exited chan struct{}) {
+		_ = command.Wait() // its log says why it ended
+		close(exited)
+	}(c.command, c.exited)
 
 	ready, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -313,6 +320,27 @@ func (c *Containerd) Stop(ctx context.Context) error {
 		c.lock = nil
 	}
 	return errors.Join(errs...)
+}
+
+// Restart stops the daemon, leaves the shims alone, and starts it again.
+// Client's value changes.
+func (c *Containerd) Restart(ctx context.Context) error {
+	if err := c.client.Close(); err != nil {
+		return err
+	}
+	if err := c.command.Process.Signal(syscall.SIGTERM); err != nil {
+		return fmt.Errorf("stop containerd: %w", err)
+	}
+	select {
+	case <-c.exited:
+	case <-ctx.Done():
+		return fmt.Errorf("containerd does not stop: %w", ctx.Err())
+	}
+	c.exited = make(chan struct{})
+	if err := c.startDaemon(ctx); err != nil {
+		return fmt.Errorf("start containerd again: %w", err)
+	}
+	return c.connect()
 }
 
 // sweep removes processes, mounts and the run directory of whoever used the

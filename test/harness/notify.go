@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 )
 
@@ -62,4 +63,4 @@ func (n *notify) abandon(received <-chan error) error {
 	return nil
 }
 
-func (n *notify) Close() error { return n.conn.Close() }
+func (n *notify) Close() error { return errors.Join(n.conn.Close(), os.Remove(n.path)) }

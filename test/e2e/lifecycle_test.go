@@ -1,0 +1,202 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	apievents "github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/events"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/typeurl/v2"
+
+	"github.com/erofsvm/erofsvm/test/harness"
+	"github.com/erofsvm/erofsvm/test/harness/e2etest"
+)
+
+// TestSignalsReachTheProcess: a signal that is caught is caught, and SIGKILL
+// ends what catches everything else.
+func TestSignalsReachTheProcess(t *testing.T) {
+	bed := e2etest.Newest(t)
+	image := bed.Image(t, "one", harness.Snapshotter)
+	c := bed.Start(t, e2etest.Spec{Image: image, Args: []string{"sh", "-c",
+		"trap 'echo got TERM' TERM; trap 'echo got USR1' USR1; echo ready; while :; do read -t 1 x; done < /dev/zero"}})
+	c.Stdout.WaitFor(t, "ready")
+	c.Kill(t, syscall.SIGTERM)
+	c.Stdout.WaitFor(t, "got TERM")
+	c.Kill(t, syscall.SIGUSR1)
+	c.Stdout.WaitFor(t, "got USR1")
+	c.Kill(t, syscall.SIGKILL)
+	if code := c.WaitExit(t); code != 137 {
+		t.Errorf("code %d, want 137", code)
+	}
+	ctx, cancel := context.WithTimeout(bed.Context(t.Context()), e2etest.Step)
+	defer cancel()
+	if err := c.Task.Kill(ctx, syscall.SIGTERM); !errdefs.IsNotFound(err) {
+		t.Errorf("kill of a process that has ended: %v, want NotFound", err)
+	}
+	c.Delete(t)
+}
+
+// TestStatesAsTheTaskLives: created, running, stopped, with a pid that is a
+// process of the host; what is illegal in a state is refused.
+func TestStatesAsTheTaskLives(t *testing.T) {
+	bed := e2etest.Newest(t)
+	image := bed.Image(t, "one", harness.Snapshotter)
+	c, err := bed.Create(t, e2etest.Spec{Image: image, Args: []string{"sh", "-c", "echo up; sleep 1000"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(bed.Context(t.Context()), e2etest.Boot)
+	defer cancel()
+	expect := func(want client.ProcessStatus) {
+		t.Helper()
+		status, err := c.Task.Status(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if status.Status != want {
+			t.Fatalf("state %s, want %s", status.Status, want)
+		}
+	}
+	expect(client.Created)
+	if _, err := c.Task.Delete(ctx); err == nil {
+		t.Error("a task that is created and not killed could be deleted")
+	}
+	if err := c.Task.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	expect(client.Running)
+	c.Stdout.WaitFor(t, "up")
+	if err := c.Task.Start(ctx); err == nil {
+		t.Error("a running task could be started again")
+	}
+	if _, err := c.Task.Delete(ctx); err == nil {
+		t.Error("a running task could be deleted")
+	}
+
+	pids, err := c.Task.Pids(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(pids) == 0 || pids[0].Pid != c.Task.Pid() {
+		t.Errorf("pids %v, task pid %d", pids, c.Task.Pid())
+	}
+	if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", c.Task.Pid())); err != nil || !strings.HasPrefix(string(name), "qemu-system") {
+		t.Errorf("pid %d is %q (%v), want QEMU", c.Task.Pid(), name, err)
+	}
+
+	if err := c.Task.Pause(ctx); !errdefs.IsNotImplemented(err) {
+		t.Errorf("pause: %v, want Unimplemented until it is there", err)
+	}
+
+	c.Kill(t, syscall.SIGKILL)
+	c.WaitExit(t)
+	expect(client.Stopped)
+	if again, err := c.Task.Wait(ctx); err != nil {
+		t.Errorf("wait after the exit: %v", err)
+	} else if status := <-again; status.ExitCode() != 137 {
+		t.Errorf("wait after the exit: code %d", status.ExitCode())
+	}
+	if status := c.Delete(t); status.ExitCode() != 137 {
+		t.Errorf("delete says code %d", status.ExitCode())
+	}
+}
+
+// TestEventsComeOnceAndInOrder, whatever the process does at its start.
+func TestEventsComeOnceAndInOrder(t *testing.T) {
+	bed := e2etest.Newest(t)
+	image := bed.Image(t, "one", harness.Snapshotter)
+	ctx, cancel := context.WithCancel(bed.Context(t.Context()))
+	defer cancel()
+	stream, streamErrs := bed.Client().EventService().Subscribe(ctx, `topic~="/tasks/"`)
+
+	c, code := bed.Run(t, e2etest.Spec{Image: image, Args: []string{"true"}})
+	if code != 0 {
+		t.Errorf("code %d", code)
+	}
+	want := []string{"/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"}
+	var got []string
+	// An event of our own marks the end of what the task can have sent.
+	if err := bed.Client().EventService().Publish(ctx, "/tasks/marker", &apievents.TaskStart{ContainerID: "marker"}); err != nil {
+		t.Fatal(err)
+	}
+	for done := false; !done; {
+		select {
+		case e := <-stream:
+			if e.Topic == "/tasks/marker" {
+				done = true
+			} else if containerOf(t, e) == c.ID {
+				got = append(got, e.Topic)
+			}
+		case err := <-streamErrs:
+			t.Fatal(err)
+		case <-time.After(e2etest.Step):
+			t.Fatalf("no marker; events so far: %v", got)
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("events %v, want %v", got, want)
+	}
+}
+
+func containerOf(t *testing.T, e *events.Envelope) string {
+	t.Helper()
+	event, err := typeurl.UnmarshalAny(e.Event)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if named, ok := event.(interface{ GetContainerID() string }); ok {
+		return named.GetContainerID()
+	}
+	return ""
+}
+
+// TestContainerdRestarts: a containerd that comes back finds the running task
+// through Connect and Pids, and its exit through Wait.
+func TestContainerdRestarts(t *testing.T) {
+	for _, release := range harness.Releases {
+		t.Run(release, func(t *testing.T) {
+			bed := e2etest.Own(t, harness.Options{Release: release})
+			image := bed.Image(t, "one", harness.Snapshotter)
+			c := bed.Start(t, e2etest.Spec{Image: image, Args: []string{"sh", "-c", "echo up; sleep 1000"}})
+			c.Stdout.WaitFor(t, "up")
+			pid := c.Task.Pid()
+
+			ctx, cancel := context.WithTimeout(bed.Context(t.Context()), e2etest.Boot)
+			defer cancel()
+			if err := bed.Restart(ctx); err != nil {
+				t.Fatal(err)
+			}
+			container, err := bed.Client().LoadContainer(ctx, c.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			task, err := container.Task(ctx, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if task.Pid() != pid {
+				t.Errorf("pid %d after the restart, %d before", task.Pid(), pid)
+			}
+			exit, err := task.Wait(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := task.Kill(ctx, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			if status := <-exit; status.ExitCode() != 137 {
+				t.Errorf("code %d (%v), want 137", status.ExitCode(), status.Error())
+			}
+			c.Adopt(container, task)
+			c.Delete(t)
+		})
+	}
+}
