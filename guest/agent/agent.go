@@ -1,0 +1,140 @@
+// Package agent is the life of PID 1 in the guest, from the first mount to the
+// last orphan.
+//
+// Run owns the process: it is called once, on the main goroutine, which must be
+// locked to the main thread, and returns only when the guest cannot work. The
+// agent keeps no identity: what belongs to a pod comes by calls, so that a guest
+// saved after Run has begun to listen serves any pod.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"github.com/mdlayher/vsock"
+	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/guest/agentlog"
+	"github.com/erofsvm/erofsvm/guest/boot"
+	"github.com/erofsvm/erofsvm/guest/container"
+	"github.com/erofsvm/erofsvm/guest/layout"
+	"github.com/erofsvm/erofsvm/guest/server"
+	"github.com/erofsvm/erofsvm/guest/storage"
+	"github.com/erofsvm/erofsvm/guest/uevent"
+)
+
+const (
+	stateDir    = "/run/erofsvm"  // libcontainer's records
+	dialTimeout = 5 * time.Second // of the one dial that says "I listen"
+	anyCID      = unix.VMADDR_CID_ANY
+	hostCID     = unix.VMADDR_CID_HOST
+)
+
+// Run makes the system, listens, says so, and serves until the guest ends.
+func Run(began time.Time) error {
+	if err := boot.Root(); err != nil {
+		return err
+	}
+	if err := boot.Mounts(); err != nil {
+		return err
+	}
+	lines := agentlog.New()
+	console, err := os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0)
+	if err != nil {
+		return fmt.Errorf("open the console: %w", err)
+	}
+	log := agentlog.Logger(lines, console, slog.LevelInfo)
+	logrus.SetOutput(io.Discard) // libcontainer's; its errors are returned as well
+
+	modules, err := boot.ReadModules(layout.ModuleList)
+	if err != nil {
+		return err
+	}
+	if err := boot.LoadModules(layout.ModuleDir, layout.StageBoot, modules); err != nil {
+		return err
+	}
+	agentPort, err := vsock.ListenContextID(anyCID, layout.PortAgent, nil)
+	if err != nil {
+		return fmt.Errorf("listen on vsock port %d: %w", layout.PortAgent, err)
+	}
+	listening := time.Since(began)
+
+	if err := os.MkdirAll(storage.Base, 0o755); err != nil {
+		return err
+	}
+	ready := make(chan struct{})
+	calls, err := server.New(server.Config{
+		Containers: container.NewManager(
+			container.Dirs{Base: storage.Base, State: stateDir},
+			uevent.Finder{Sys: "/sys", Dev: "/dev"}),
+		Sandbox: &server.Sandbox{Base: storage.Base},
+		Log:     log,
+		Ready:   ready,
+	})
+	if err != nil {
+		return err
+	}
+	ctx, stop := context.WithCancelCause(context.Background())
+	go func() { stop(fmt.Errorf("serve calls: %w", server.Serve(ctx, calls, agentPort))) }()
+	go sayListening(log)
+	go serveLog(ctx, lines, log)
+	go func() {
+		defer close(ready)
+		finishBoot(modules, log)
+		log.Info("agent serves", "listening_after", listening, "ready_after", time.Since(began), "uptime", uptime())
+	}()
+
+	boot.ReapOrphans(ctx.Done())
+	return context.Cause(ctx)
+}
+
+// finishBoot does what can wait until the agent listens. What fails is said in
+// the log and shows again in the call that needs it.
+func finishBoot(modules []boot.Module, log *slog.Logger) {
+	if err := boot.LoadModules(layout.ModuleDir, layout.StageLate, modules); err != nil {
+		log.Error("modules are missing", "error", err.Error())
+	}
+	if err := boot.Loopback(); err != nil {
+		log.Error("no loopback", "error", err.Error())
+	}
+}
+
+// sayListening connects to the host once. Only that it connects says something;
+// a host that does not wait for it refuses, which is fine.
+func sayListening(log *slog.Logger) {
+	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+	defer cancel()
+	conn, err := vsock.DialContext(ctx, hostCID, layout.PortReady, nil)
+	if err != nil {
+		log.Debug("nobody waits for the agent", "error", err.Error())
+		return
+	}
+	_ = conn.Close()
+}
+
+func serveLog(ctx context.Context, lines *agentlog.Log, log *slog.Logger) {
+	var listener net.Listener
+	listener, err := vsock.ListenContextID(anyCID, layout.PortLog, nil)
+	if err == nil {
+		err = lines.Serve(ctx, listener)
+	}
+	if err != nil && !errors.Is(err, net.ErrClosed) {
+		log.Error("the log cannot be read", "error", err.Error())
+	}
+}
+
+// uptime is the time since the kernel started.
+func uptime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {
+		return 0
+	}
+	return time.Duration(ts.Nano())
+}

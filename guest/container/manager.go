@@ -1,0 +1,203 @@
+package container
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/agentclient/pb"
+	"github.com/erofsvm/erofsvm/guest/storage"
+)
+
+// Dirs are the places that a Manager works in.
+type Dirs struct {
+	Base  string // root filesystems, by container; exists
+	State string // libcontainer's own records; is made
+}
+
+// Manager holds the containers of the guest.
+type Manager struct {
+	dirs Dirs
+	find storage.Finder
+
+	mu         sync.Mutex
+	containers map[string]*Container
+}
+
+// NewManager returns a Manager without containers. find is asked for the disks
+// of root filesystems.
+func NewManager(dirs Dirs, find storage.Finder) *Manager {
+	return &Manager{dirs: dirs, find: find, containers: map[string]*Container{}}
+}
+
+// Create mounts the root filesystem of a new container and starts its first
+// process as far as Start. On an error nothing is left.
+func (m *Manager) Create(ctx context.Context, id string, storages []*pb.Storage, spec *pb.Spec) error {
+	plan, err := storage.Plan(m.dirs.Base, id, storages)
+	if err != nil {
+		return err
+	}
+	oci, err := toSpec(spec, id, storage.RootfsPath(m.dirs.Base, id))
+	if err != nil {
+		return err
+	}
+	c, err := m.reserve(id)
+	if err != nil {
+		return err
+	}
+	if err := c.create(ctx, m.dirs, plan, oci, m.find); err != nil {
+		m.forget(id)
+		return err
+	}
+	c.toFrom(Creating, Created)
+	return nil
+}
+
+// Start runs the program of a created container.
+func (m *Manager) Start(id string) error {
+	c, err := m.get(id)
+	if err != nil {
+		return err
+	}
+	return c.start()
+}
+
+// Exec starts one more process in a running container.
+func (m *Manager) Exec(id, exec string, process *pb.Process) error {
+	c, err := m.get(id)
+	if err != nil {
+		return err
+	}
+	return c.exec(exec, process)
+}
+
+// Signal sends a signal to a process; SIGKILL to the first one ends all of the
+// container.
+func (m *Manager) Signal(id, exec string, sig unix.Signal) error {
+	c, err := m.get(id)
+	if err != nil {
+		return err
+	}
+	return c.signal(exec, sig)
+}
+
+// Wait returns the exit status of a process once it has ended. Any number of
+// callers may wait.
+func (m *Manager) Wait(ctx context.Context, id, exec string) (int, error) {
+	p, err := m.process(id, exec)
+	if err != nil {
+		return 0, err
+	}
+	status, err := p.wait(ctx)
+	if err == nil {
+		p.told.Store(true)
+	}
+	return status, err
+}
+
+// Remove takes down a container that has stopped. It waits for its last
+// processes until ctx ends.
+func (m *Manager) Remove(ctx context.Context, id string) error {
+	c, err := m.get(id)
+	if err != nil {
+		return err
+	}
+	if err := c.remove(ctx); err != nil {
+		return err
+	}
+	m.forget(id)
+	return nil
+}
+
+// ReadStdout reads from the output, or the terminal, of a process: at least one
+// byte, or io.EOF after the last.
+func (m *Manager) ReadStdout(ctx context.Context, id, exec string, buf []byte) (int, error) {
+	p, err := m.process(id, exec)
+	if err != nil {
+		return 0, err
+	}
+	return p.stdout.Read(ctx, buf)
+}
+
+// ReadStderr is ReadStdout for the error output, which a process with a
+// terminal does not have.
+func (m *Manager) ReadStderr(ctx context.Context, id, exec string, buf []byte) (int, error) {
+	p, err := m.process(id, exec)
+	if err != nil {
+		return 0, err
+	}
+	return p.stderr.Read(ctx, buf)
+}
+
+// WriteStdin waits until the process has taken data.
+func (m *Manager) WriteStdin(ctx context.Context, id, exec string, data []byte) (int, error) {
+	p, err := m.process(id, exec)
+	if err != nil {
+		return 0, err
+	}
+	return p.stdin.Write(ctx, data)
+}
+
+// CloseStdin ends the input of a process.
+func (m *Manager) CloseStdin(id, exec string) error {
+	p, err := m.process(id, exec)
+	if err != nil {
+		return err
+	}
+	p.closeStdin()
+	return nil
+}
+
+// Resize sets the size of the terminal of a process.
+func (m *Manager) Resize(id, exec string, rows, columns uint16) error {
+	p, err := m.process(id, exec)
+	if err != nil {
+		return err
+	}
+	return p.resize(rows, columns)
+}
+
+// Len is how many containers there are, in whichever state.
+func (m *Manager) Len() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.containers)
+}
+
+func (m *Manager) reserve(id string) (*Container, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c, taken := m.containers[id]; taken {
+		return nil, fmt.Errorf("container %s, which is %s: %w", id, c.State(), errdefs.ErrAlreadyExists)
+	}
+	c := &Container{id: id, state: Creating, execs: map[string]*process{}}
+	m.containers[id] = c
+	return c, nil
+}
+
+func (m *Manager) forget(id string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.containers, id)
+}
+
+func (m *Manager) get(id string) (*Container, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c, known := m.containers[id]
+	if !known {
+		return nil, fmt.Errorf("container %.140q: %w", id, errdefs.ErrNotFound)
+	}
+	return c, nil
+}
+
+func (m *Manager) process(id, exec string) (*process, error) {
+	c, err := m.get(id)
+	if err != nil {
+		return nil, err
+	}
+	return c.process(exec)
+}

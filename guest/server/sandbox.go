@@ -1,0 +1,159 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"unsafe"
+
+	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/erofsvm/erofsvm/agentclient/pb"
+	"github.com/erofsvm/erofsvm/guest/container"
+	"github.com/erofsvm/erofsvm/guest/storage"
+)
+
+// Sandbox is what the guest knows of its pod: nothing, until CreateSandbox.
+type Sandbox struct {
+	// Base is the directory below which files of the pod go.
+	Base string
+
+	mu      sync.Mutex
+	created bool
+}
+
+// hostname is a name by RFC 1123, no longer than the kernel takes.
+var hostname = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?$`)
+
+const (
+	maxDNSLines = 64
+	maxDNSLine  = 1024
+)
+
+func (a *agent) CreateSandbox(_ context.Context, r *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
+	var u unsupported
+	u.check("storages", len(r.GetStorages()) > 0)
+	u.check("sandbox_pidns", r.GetSandboxPidns())
+	u.check("guest_hook_path", r.GetGuestHookPath() != "")
+	u.check("kernel_modules", len(r.GetKernelModules()) > 0)
+	if err := u.err(); err != nil {
+		return nil, err
+	}
+	if id := r.GetSandboxId(); id != "" {
+		if err := storage.CheckID(id); err != nil {
+			return nil, err
+		}
+	}
+	return empty, a.sandbox.create(r.GetHostname(), r.GetDns())
+}
+
+func (s *Sandbox) create(name string, dns []string) error {
+	resolv, err := resolvConf(dns)
+	if err != nil {
+		return err
+	}
+	if name != "" && !hostname.MatchString(name) {
+		return fmt.Errorf("hostname %.80q: %w", name, errdefs.ErrInvalidArgument)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.created {
+		return fmt.Errorf("the sandbox: %w", errdefs.ErrAlreadyExists)
+	}
+	if name != "" {
+		if err := unix.Sethostname([]byte(name)); err != nil {
+			return fmt.Errorf("set hostname %s: %w", name, err)
+		}
+	}
+	if len(dns) > 0 {
+		dir := filepath.Join(s.Base, "sandbox")
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, "resolv.conf"), resolv, 0o644); err != nil {
+			return err
+		}
+	}
+	s.created = true
+	return nil
+}
+
+// resolvConf joins the lines of a resolv.conf(5).
+func resolvConf(lines []string) ([]byte, error) {
+	if len(lines) > maxDNSLines {
+		return nil, fmt.Errorf("%d lines of dns, at most %d: %w", len(lines), maxDNSLines, errdefs.ErrInvalidArgument)
+	}
+	for _, line := range lines {
+		if len(line) > maxDNSLine || strings.ContainsAny(line, "\n\r\x00") {
+			return nil, fmt.Errorf("line of dns %.80q: %w", line, errdefs.ErrInvalidArgument)
+		}
+	}
+	return []byte(strings.Join(lines, "\n") + "\n"), nil
+}
+
+func (a *agent) DestroySandbox(context.Context, *pb.DestroySandboxRequest) (*emptypb.Empty, error) {
+	if n := a.containers.Len(); n > 0 {
+		return nil, fmt.Errorf("%d containers are left in the sandbox: %w", n, errdefs.ErrFailedPrecondition)
+	}
+	a.sandbox.mu.Lock()
+	a.sandbox.created = false
+	a.sandbox.mu.Unlock()
+	return empty, os.RemoveAll(filepath.Join(a.sandbox.Base, "sandbox"))
+}
+
+func (a *agent) GetGuestDetails(context.Context, *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
+	return &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
+		Version:         Version,
+		InitDaemon:      os.Getpid() == 1,
+		StorageHandlers: []string{"blk"},
+		SupportsSeccomp: container.SupportsSeccomp,
+	}}, nil
+}
+
+func (a *agent) SetGuestDateTime(_ context.Context, r *pb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {
+	if r.GetUsec() < 0 || r.GetUsec() >= 1e6 {
+		return nil, fmt.Errorf("%d microseconds: %w", r.GetUsec(), errdefs.ErrInvalidArgument)
+	}
+	if err := unix.Settimeofday(&unix.Timeval{Sec: r.GetSec(), Usec: r.GetUsec()}); err != nil {
+		return nil, fmt.Errorf("set the clock: %w", err)
+	}
+	return empty, nil
+}
+
+// maxSeed is more than the kernel's pool of 256 bits can use.
+const maxSeed = 512
+
+// ReseedRandomDev credits what the host sends to the random number generator
+// and makes it take effect at once (random(4)): before it, two guests of one
+// template would draw the same numbers.
+func (a *agent) ReseedRandomDev(_ context.Context, r *pb.ReseedRandomDevRequest) (*emptypb.Empty, error) {
+	if n := len(r.GetData()); n == 0 || n > maxSeed {
+		return nil, fmt.Errorf("a seed of %d bytes, want 1 to %d: %w", n, maxSeed, errdefs.ErrInvalidArgument)
+	}
+	random, err := os.OpenFile("/dev/random", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer random.Close()
+	pool := struct { // struct rand_pool_info, include/uapi/linux/random.h
+		bits, size int32
+		buf        [maxSeed]byte
+	}{bits: int32(len(r.GetData()) * 8), size: int32(len(r.GetData()))}
+	copy(pool.buf[:], r.GetData())
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, random.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&pool))); e != 0 {
+		return nil, os.NewSyscallError("ioctl(RNDADDENTROPY)", e)
+	}
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, random.Fd(), rndReseedCRNG, 0); e != 0 {
+		return nil, os.NewSyscallError("ioctl(RNDRESEEDCRNG)", e)
+	}
+	return empty, nil
+}
+
+// rndReseedCRNG is RNDRESEEDCRNG, _IO('R', 7).
+const rndReseedCRNG = 0x5207

@@ -1,0 +1,119 @@
+package server
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/erofsvm/erofsvm/agentclient/pb"
+)
+
+// unimplemented answers the methods of the protocol that this agent does not
+// have, each by its name.
+type unimplemented struct{}
+
+func no[Resp any](method string) (*Resp, error) {
+	return nil, fmt.Errorf("the agent has no %s: %w", method, errdefs.ErrNotImplemented)
+}
+
+func (unimplemented) UpdateContainer(context.Context, *pb.UpdateContainerRequest) (*emptypb.Empty, error) {
+	return no[emptypb.Empty]("UpdateContainer")
+}
+
+func (unimplemented) UpdateEphemeralMounts(context.Context, *pb.UpdateEphemeralMountsRequest) (*emptypb.Empty, error) {
+	return no[emptypb.Empty]("UpdateEphemeralMounts")
+}
+
+func (unimplemented) StatsContainer(context.Context, *pb.StatsContainerRequest) (*pb.StatsContainerResponse, error) {
+	return no[pb.StatsContainerResponse]("StatsContainer")
+}
+
+func (unimplemented) PauseContainer(context.Context, *pb.PauseContainerRequest) (*emptypb.Empty, error) {
+	return no[emptypb.Empty]("PauseContainer")
+}
+
+func (unimplemented) ResumeContainer(context.Context, *pb.ResumeContainerRequest) (*emptypb.Empty, error) {
+	return no[emptypb.Empty]("ResumeContainer")
+}
+
+func (unimplemented) RemoveStaleVirtiofsShareMounts(context.Context, *pb.RemoveStaleVirtiofsShareMountsRequest) (*emptypb.Empty, error) {
+	return no[emptypb.Empty]("RemoveStaleVirtiofsShareMounts")
+}
+
+func (unimplemented) GetDiagnosticData(context.Context, *pb.GetDiagnosticDataRequest) (*pb.GetDiagnosticDataResponse, error) {
+	return no[pb.GetDiagnosticDataResponse]("GetDiagnosticData")
+}
+
+func (unimplemented) UpdateInterface(context.Context, *pb.UpdateInterfaceRequest) (*pb.Interface, error) {
+	return no[pb.Interface]("UpdateInterface")
+}
+
+func (unimplemented) UpdateRoutes(context.Context, *pb.UpdateRoutesRequest) (*pb.Routes, error) {
+	return no[pb.Routes]("UpdateRoutes")
+}
+
+func (unimplemented) ListInterfaces(context.Context, *pb.ListInterfacesRequest) (*pb.Interfaces, error) {
+	return no[pb.Interfaces]("ListInterfaces")
+}
+
+func (unimplemented) ListRoutes(context.Context, *pb.ListRoutesRequest) (*pb.Routes, error) {
+	return no[pb.Routes]("ListRoutes")
+}
+
+func (unimplemented) AddARPNeighbors(context.Context, *pb.AddARPNeighborsRequest) (*emptypb.Empty, error) {
+	return no[emptypb.Empty]("AddARPNeighbors")
+}
+
+func (unimplemented) GetIPTables(context.Context, *pb.GetIPTablesRequest) (*pb.GetIPTablesResponse, error) {
+	return no[pb.GetIPTablesResponse]("GetIPTables")
+}
+
+func (unimplemented) SetIPTables(context.Context, *pb.SetIPTablesRequest) (*pb.SetIPTablesResponse, error) {
+	return no[pb.SetIPTablesResponse]("SetIPTables")
+}
+
+func (unimplemented) GetMetrics(context.Context, *pb.GetMetricsRequest) (*pb.Metrics, error) {
+	return no[pb.Metrics]("GetMetrics")
+}
+
+func (unimplemented) MemAgentMemcgSet(context.Context, *pb.MemAgentMemcgConfig) (*emptypb.Empty, error) {
+	return no[emptypb.Empty]("MemAgentMemcgSet")
+}
+
+func (unimplemented) MemAgentCompactSet(context.Context, *pb.MemAgentCompactConfig) (*emptypb.Empty, error) {
+	return no[emptypb.Empty]("MemAgentCompactSet")
+}
+
+func (unimplemented) OnlineCPUMem(context.Context, *pb.OnlineCPUMemRequest) (*emptypb.Empty, error) {
+	return no[emptypb.Empty]("OnlineCPUMem")
+}
+
+func (unimplemented) MemHotplugByProbe(context.Context, *pb.MemHotplugByProbeRequest) (*emptypb.Empty, error) {
+	return no[emptypb.Empty]("MemHotplugByProbe")
+}
+
+func (unimplemented) GetOOMEvent(context.Context, *pb.GetOOMEventRequest) (*pb.OOMEvent, error) {
+	return no[pb.OOMEvent]("GetOOMEvent")
+}
+
+func (unimplemented) AddSwap(context.Context, *pb.AddSwapRequest) (*emptypb.Empty, error) {
+	return no[emptypb.Empty]("AddSwap")
+}
+
+func (unimplemented) AddSwapPath(context.Context, *pb.AddSwapPathRequest) (*emptypb.Empty, error) {
+	return no[emptypb.Empty]("AddSwapPath")
+}
+
+func (unimplemented) GetVolumeStats(context.Context, *pb.VolumeStatsRequest) (*pb.VolumeStatsResponse, error) {
+	return no[pb.VolumeStatsResponse]("GetVolumeStats")
+}
+
+func (unimplemented) ResizeVolume(context.Context, *pb.ResizeVolumeRequest) (*emptypb.Empty, error) {
+	return no[emptypb.Empty]("ResizeVolume")
+}
+
+func (unimplemented) SetPolicy(context.Context, *pb.SetPolicyRequest) (*emptypb.Empty, error) {
+	return no[emptypb.Empty]("SetPolicy")
+}
