@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -143,10 +142,7 @@ func (c *Containerd) makeDirs() (err error) {
 	d.cache = filepath.Join(d.base, "cache")
 	d.traces = filepath.Join(d.base, "traces")
 	d.log = filepath.Join(d.base, "containerd.log")
-	if err := os.Remove(d.log); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
+	return errors.Join(os.RemoveAll(d.log), os.RemoveAll(d.traces)) // of an earlier run
 }
 
 func lockDir(dir string) (*os.File, error) {

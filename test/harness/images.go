@@ -2,11 +2,13 @@ package harness
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 )
 
@@ -42,4 +44,28 @@ func (c *Containerd) Import(ctx context.Context, archive string, snapshotters ..
 		names = append(names, meta.Name)
 	}
 	return names, nil
+}
+
+// RemoveContainers kills and removes every container in Namespace, with its
+// task and its snapshot.
+func (c *Containerd) RemoveContainers(ctx context.Context) error {
+	ctx = c.in(ctx)
+	list, err := c.client.Containers(ctx)
+	if err != nil {
+		return fmt.Errorf("list containers: %w", err)
+	}
+	var errs []error
+	for _, one := range list {
+		task, err := one.Task(ctx, nil)
+		if err == nil {
+			_, err = task.Delete(ctx, client.WithProcessKill)
+		}
+		if err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("end %s: %w", one.ID(), err))
+		}
+		if err := one.Delete(ctx, client.WithSnapshotCleanup); err != nil && !errdefs.IsNotFound(err) {
+			errs = append(errs, fmt.Errorf("remove %s: %w", one.ID(), err))
+		}
+	}
+	return errors.Join(errs...)
 }

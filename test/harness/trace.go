@@ -73,3 +73,9 @@ func (c *Containerd) Trace(id string) (*Trace, error) {
 	}
 	return &t, nil
 }
+
+// HasTrace says whether the shim has got so far as to write a trace.
+func (c *Containerd) HasTrace(id string) bool {
+	_, err := os.Stat(filepath.Join(c.dirs.traces, id+".json"))
+	return err == nil
+}
