@@ -91,7 +91,7 @@ func Descriptor(extents []Extent) ([]byte, error) {
 			fmt.Fprintf(&text, "RW %d FLAT \"%s\" %d\n", n, e.Path, e.Offset+done)
 			done += n
 			if text.Len() > maxDescriptor {
-				return nil, fmt.Errorf("%w: extent %d of %d passes %d bytes; use fewer layers or shorter paths", ErrTooLong, i, len(extents), maxDescriptor)
+				return nil, fmt.Errorf("%w: extent %d of %d, %q, passes %d bytes; use fewer layers or shorter paths", ErrTooLong, i, len(extents), e.Path, maxDescriptor)
 			}
 		}
 	}
