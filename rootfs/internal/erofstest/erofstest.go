@@ -75,10 +75,14 @@ func Dir(name string) Entry {
 // mkfs.erofs may be given.
 func Layer(t testing.TB, dir, name string, entries []Entry, options ...string) string {
 	t.Helper()
+	return LayerWith(t, dir, name, entries, append([]string{"--tar=f", "-Enoinline_data", "-b4096"}, options...)...)
+}
+
+// LayerWith is Layer with the given options in the place of containerd's.
+func LayerWith(t testing.TB, dir, name string, entries []Entry, options ...string) string {
+	t.Helper()
 	path := filepath.Join(dir, name)
-	args := []string{"--tar=f", "--aufs", "--quiet", "-Enoinline_data", "-b4096"}
-	args = append(append(args, options...), path)
-	cmd := exec.Command(Mkfs(t), args...)
+	cmd := exec.Command(Mkfs(t), append(append([]string{"--aufs", "--quiet"}, options...), path)...)
 	cmd.Stdin = bytes.NewReader(Tar(t, entries))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", cmd, err, out)
