@@ -1,0 +1,177 @@
+// Package child owns the processes that a VM consists of: QEMU and the daemons
+// beside it. A child dies with the process that started it, is killed through a
+// pidfd and never by a number that could have been given to someone else, and
+// is reaped by the goroutine that started it.
+//
+// Every function may be called from any goroutine. The package never
+// interprets what a child prints and keeps no list of children.
+package child
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Process is one running or ended child.
+type Process struct {
+	id   Identity
+	name string
+	// handle keeps the pid from being used for another process as far as
+	// Signal is concerned: os.Process holds a pidfd (Linux 5.4 and newer).
+	handle *os.Process
+	done   chan struct{}
+	err    error // why it ended; written before done is closed
+}
+
+// Start runs cmd and reaps it. The child is sent SIGKILL when the calling process
+// dies. Files of cmd.ExtraFiles stay the caller's to close.
+//
+// PR_SET_PDEATHSIG counts the death of the thread that forked as the death of
+// the parent (prctl(2)), and the Go runtime ends threads at will. So the
+// goroutine that starts the child keeps its thread until the child has ended.
+func Start(cmd *exec.Cmd) (*Process, error) {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	p := &Process{name: cmd.Path, done: make(chan struct{})}
+
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		if err := cmd.Start(); err != nil {
+			started <- err
+			return
+		}
+		p.handle = cmd.Process
+		p.id = Identity{Pid: cmd.Process.Pid}
+		// The child is not yet waited for, so its entry in /proc is its own.
+		start, err := startTime(cmd.Process.Pid)
+		if err != nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+			started <- err
+			return
+		}
+		p.id.StartTime = start
+		started <- nil
+		p.err = endOf(cmd.Wait())
+		close(p.done)
+	}()
+	if err := <-started; err != nil {
+		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
+	}
+	return p, nil
+}
+
+// Identity names the process for a later run of another program.
+func (p *Process) Identity() Identity { return p.id }
+
+// Done is closed when the process has ended and is reaped, and its output is
+// read to the end.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Err says how the process ended; nil before Done and after an exit with 0.
+func (p *Process) Err() error {
+	select {
+	case <-p.done:
+		return p.err
+	default:
+		return nil
+	}
+}
+
+// Kill sends SIGKILL and waits until the process is reaped. Killing a process
+// that has ended is no error.
+func (p *Process) Kill(ctx context.Context) error {
+	if err := p.handle.Signal(syscall.SIGKILL); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("kill %s (pid %d): %w", p.name, p.id.Pid, err)
+	}
+	select {
+	case <-p.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the end of %s (pid %d) after SIGKILL: %w", p.name, p.id.Pid, ctx.Err())
+	}
+}
+
+// endOf keeps of an error of exec.Cmd.Wait what says how the process ended.
+func endOf(err error) error {
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &exit):
+		return errors.New(strings.TrimSpace(exit.ProcessState.String()))
+	default:
+		return err
+	}
+}
+
+// Identity names a process beyond the life of whoever started it. Its zero value
+// names none.
+type Identity struct {
+	Pid int `json:"pid"`
+	// StartTime is field 22 of /proc/<pid>/stat, in clock ticks since the host
+	// booted (proc_pid_stat(5)): with the pid it is unique until a reboot.
+	StartTime uint64 `json:"start_time"`
+}
+
+// Kill sends SIGKILL to the process that id names and waits until it has ended.
+// If the pid has gone or belongs to another process, there is nothing to do.
+func (id Identity) Kill(ctx context.Context) error {
+	if id.Pid <= 0 {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(id.Pid, unix.PIDFD_NONBLOCK)
+	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) {
+		return nil // EINVAL: the pid is that of a thread
+	}
+	if err != nil {
+		return fmt.Errorf("pidfd_open %d: %w", id.Pid, err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd") // non-blocking, so the runtime's poller waits for it
+	defer f.Close()
+
+	// Compared only now that the descriptor holds on to one process.
+	start, err := startTime(id.Pid)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) || err == nil && start != id.StartTime {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill pid %d: %w", id.Pid, err)
+	}
+	return waitPidfd(ctx, f, id.Pid)
+}
+
+// waitPidfd waits until the process behind f has ended, which makes f readable
+// (pidfd_open(2)).
+func waitPidfd(ctx context.Context, f *os.File, pid int) error {
+	stop := context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("wait for the end of pid %d: %w", pid, err)
+	}
+	err = conn.Read(func(fd uintptr) bool {
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 0)
+		return n > 0 || err != nil && !errors.Is(err, unix.EINTR)
+	})
+	if ctx.Err() != nil {
+		return fmt.Errorf("wait for the end of pid %d after SIGKILL: %w", pid, ctx.Err())
+	}
+	return err
+}

@@ -1,0 +1,114 @@
+package qemu
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/erofsvm/erofsvm/hypervisor/vsock"
+)
+
+// Descriptors that QEMU inherits, in the order of exec.Cmd.ExtraFiles.
+const (
+	fdQMP = 3 + iota
+	fdConsole
+	fdVsock
+)
+
+// Where devices sit on the root bus. The numbers are fixed, so that a guest sees
+// the same machine whatever it is configured with; 0x00 is the host bridge and
+// 0x1f the chipset's.
+const (
+	addrVsock  = 0x01
+	addrRNG    = 0x02
+	addrBridge = 0x08 // and following
+
+	// A bridge has 32 places, and SHPC would take the first of them
+	// (hw/pci/shpc.c, SHPC_IDX_TO_PCI); it stays empty so that it does not
+	// matter which hot-plug controller the guest's kernel prefers.
+	firstSlot      = 1
+	slotsPerBridge = 31
+	maxBridges     = 8
+)
+
+// sandbox is QEMU's own seccomp filter: it forks nothing and changes neither its
+// user nor its scheduling (qemu-seccomp.c).
+const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+// consoleParams keep the console silent, since the emulated serial port takes time for
+// every character, but for what the kernel says when it dies; and make it end
+// the VM then, by a reset, which -no-reboot turns into QEMU's exit.
+var consoleParams = []string{"console=ttyS0", "quiet", "panic=-1"}
+
+// argv is QEMU's command line without the name of the program. It depends on
+// nothing but its arguments.
+func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
+	args := []string{
+		"-name", "erofsvm,debug-threads=on",
+		"-nodefaults", "-no-user-config", "-no-reboot",
+		"-display", "none",
+		"-sandbox", sandbox,
+		"-machine", s.Machine + ",memory-backend=memory,dump-guest-core=off,usb=off,sata=off,smbus=off,vmport=off",
+		"-accel", string(accel),
+		"-cpu", cpu(accel),
+		"-smp", strconv.Itoa(s.VCPUs),
+		"-m", fmt.Sprintf("%dM", s.MemoryMiB),
+		"-object", memory(s.MemoryMiB, dev.SharedMemory),
+		"-rtc", "base=utc",
+		"-kernel", s.Kernel,
+		"-initrd", s.Initrd,
+		"-append", strings.Join(append(consoleParams[:len(consoleParams):len(consoleParams)], s.KernelParams...), " "),
+		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP),
+		"-mon", "chardev=qmp,mode=control",
+		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", fdConsole),
+		"-device", "isa-serial,chardev=console",
+		"-object", "rng-builtin,id=rng",
+		"-device", fmt.Sprintf("virtio-rng-pci,rng=rng,bus=pcie.0,addr=%02x,disable-legacy=on", addrRNG),
+	}
+	args = append(args, vsockDevice(dev)...)
+	for i := range bridges(s.DiskSlots) {
+		// shpc=off: Debian's cloud kernel has no driver for it; ACPI plugs. The
+		// firmware gives an empty bridge no addresses unless it asks, and a
+		// disk would find none: it needs 4 KiB, and 16 KiB prefetchable.
+		args = append(args, "-device", fmt.Sprintf("pci-bridge,id=%s,bus=pcie.0,addr=%02x,chassis_nr=%d,shpc=off,mem-reserve=1M,pref64-reserve=1M",
+			bridgeID(i), addrBridge+i, i+1))
+	}
+	return args
+}
+
+// cpu is the fullest model the accelerator has: images built for x86-64-v2 and
+// later run on it, and VMs do not move between hosts.
+func cpu(accel Accelerator) string {
+	if accel == AcceleratorKVM {
+		return "host"
+	}
+	// Five levels of page tables cost emulation time on every miss of the TLB.
+	return "max,la57=off"
+}
+
+// memory is the guest's. Only shared memory is a file that a vhost-user daemon
+// can map.
+func memory(mib int, shared bool) string {
+	if shared {
+		return fmt.Sprintf("memory-backend-memfd,id=memory,size=%dM,share=on", mib)
+	}
+	return fmt.Sprintf("memory-backend-ram,id=memory,size=%dM", mib)
+}
+
+func vsockDevice(dev vsock.Wiring) []string {
+	if dev.Kind == vsock.Kernel {
+		return []string{"-device", fmt.Sprintf("vhost-vsock-pci,id=vsock,bus=pcie.0,addr=%02x,disable-legacy=on,guest-cid=%d,vhostfd=%d",
+			addrVsock, dev.CID, fdVsock)}
+	}
+	return []string{
+		"-chardev", fmt.Sprintf("socket,id=vsock,fd=%d", fdVsock),
+		"-device", fmt.Sprintf("vhost-user-vsock-pci,id=vsock,bus=pcie.0,addr=%02x,disable-legacy=on,chardev=vsock", addrVsock),
+	}
+}
+
+// bridges is how many bridges hold n disks. A bridge costs the guest's boot 2 %
+// under TCG whether its slots are used or not; a PCI Express root port per disk
+// costs as much for each.
+func bridges(n int) int { return (n + slotsPerBridge - 1) / slotsPerBridge }
+
+func bridgeID(i int) string { return fmt.Sprintf("bridge%d", i) }

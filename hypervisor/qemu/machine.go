@@ -1,0 +1,409 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/containerd/log"
+
+	"github.com/erofsvm/erofsvm/hypervisor"
+	"github.com/erofsvm/erofsvm/hypervisor/internal/child"
+	"github.com/erofsvm/erofsvm/hypervisor/qmp"
+	"github.com/erofsvm/erofsvm/hypervisor/vsock"
+)
+
+const (
+	// startTimeout bounds a Start whose context has no deadline.
+	startTimeout = 60 * time.Second
+	// undoTimeout bounds what undoes a start or ends a VM: it must happen
+	// after the caller's context has ended, too.
+	undoTimeout = 10 * time.Second
+)
+
+// Timings are the phases of a start. A phase not reached is zero.
+type Timings struct {
+	Probe time.Duration // what the host can do; next to nothing if cached
+	Vsock time.Duration // the vsock device with its daemon
+	Exec  time.Duration // until QEMU's process exists
+	QMP   time.Duration // from there until QEMU answers on its monitor
+	Ready time.Duration // from QEMU's process until the agent listens
+}
+
+// Machine is a VM run by QEMU. It is made by Start.
+type Machine struct {
+	spec   Spec
+	accel  accelChoice
+	aio    AIO
+	proc   *process
+	vsock  vsock.Device
+	record Record
+	execed time.Time // QEMU's process exists
+
+	events *qmp.Subscription
+	heard  chan struct{} // closed when the last event has been read
+	done   chan struct{}
+
+	mu       sync.Mutex // guards what follows; never held over I/O
+	timings  Timings
+	slots    slots
+	disks    map[string]*disk
+	killed   bool   // by Kill, so that the end is no error
+	shutdown string // reason of QEMU's SHUTDOWN event
+	broken   error  // what made the supervisor end the VM
+	err      error  // for Err; set before done is closed
+	undoErr  error  // what could not be undone; set before done is closed
+}
+
+var _ hypervisor.VM = (*Machine)(nil)
+
+// Start boots a VM and returns when QEMU answers; the guest is still booting
+// then, and disks may be attached. An error that wraps ErrSpec was found before
+// anything was made. After an error no process, socket or file is left; it
+// holds the tail of the guest's console and of QEMU's output.
+//
+// ctx bounds the start alone: the VM lives on until Kill, or until it ends by
+// itself. The first start on a host whose /dev/kvm opens can take some seconds
+// longer, see Spec.CacheDir.
+func Start(ctx context.Context, spec Spec) (*Machine, error) {
+	spec = spec.withDefaults()
+	if err := spec.validate(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	m := &Machine{
+		spec:  spec,
+		heard: make(chan struct{}),
+		done:  make(chan struct{}),
+		slots: slots{taken: make([]bool, spec.DiskSlots)},
+		disks: map[string]*disk{},
+	}
+	if err := m.start(ctx); err != nil {
+		return nil, fmt.Errorf("start virtual machine: %w", err)
+	}
+	return m, nil
+}
+
+// start goes up step by step; an error undoes the steps taken, in reverse.
+func (m *Machine) start(ctx context.Context) (err error) {
+	began := time.Now()
+	phase := func(d *time.Duration) {
+		now := time.Now()
+		*d, began = now.Sub(began), now
+	}
+	if err := makeDir(m.spec.Dir); err != nil {
+		return err
+	}
+	supervised := false
+	defer func() {
+		if err != nil && !supervised {
+			err = errors.Join(err, m.undo())
+		}
+	}()
+
+	if m.accel, err = chooseAccelerator(ctx, m.spec); err != nil {
+		return err
+	}
+	if m.aio, err = chooseAIO(ctx, m.spec); err != nil {
+		return err
+	}
+	phase(&m.timings.Probe)
+
+	m.vsock, err = vsock.Open(ctx, vsock.Config{Kind: m.spec.Vsock, Daemon: m.spec.VsockDaemon, Dir: m.spec.Dir})
+	if err != nil {
+		return err
+	}
+	phase(&m.timings.Vsock)
+
+	wiring := m.vsock.Wiring()
+	m.proc, err = launch(m.spec.Binary, argv(m.spec, m.accel.Accelerator, wiring), wiring.File)
+	m.vsock.Release()
+	if err != nil {
+		return err
+	}
+	m.execed = time.Now()
+	phase(&m.timings.Exec)
+
+	m.record = Record{QEMU: m.proc.child.Identity(), Dir: m.spec.Dir}
+	if daemon := m.vsock.Daemon(); daemon != nil {
+		m.record.VsockDaemon = daemon.Identity()
+	}
+	m.events = m.proc.monitor.Subscribe("DEVICE_DELETED", "SHUTDOWN")
+	go m.listen()
+	go m.supervise()
+	supervised = true
+	defer func() {
+		if err != nil {
+			err = m.abandon(ctx, err)
+		}
+	}()
+	if m.spec.OnStarted != nil {
+		if err := m.spec.OnStarted(m.record); err != nil {
+			return fmt.Errorf("record the virtual machine's processes: %w", err)
+		}
+	}
+	if err := m.proc.handshake(ctx); err != nil {
+		return err
+	}
+	phase(&m.timings.QMP)
+	log.G(ctx).WithFields(log.Fields{
+		"pid": m.Pid(), "qemu": m.proc.monitor.Version().String(), "accelerator": m.accel.Accelerator,
+		"reason": m.accel.Reason, "aio": m.aio, "vsock": wiring.Kind,
+	}).Info("virtual machine started")
+	return nil
+}
+
+// abandon ends a VM whose start failed with cause.
+func (m *Machine) abandon(ctx context.Context, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoTimeout)
+	defer cancel()
+	err := m.Kill(ctx)
+	return errors.Join(fmt.Errorf("%w%s", cause, m.proc.tails()), err)
+}
+
+// listen takes QEMU's events until the monitor ends.
+func (m *Machine) listen() {
+	defer close(m.heard)
+	for e := range m.events.Events() {
+		switch e.Event {
+		case "DEVICE_DELETED":
+			// Events of the device's children have a path and no name.
+			if name, ok := e.Data["device"].(string); ok {
+				m.deleted(name)
+			}
+		case "SHUTDOWN":
+			reason, _ := e.Data["reason"].(string)
+			m.mu.Lock()
+			m.shutdown = reason
+			m.mu.Unlock()
+		}
+	}
+}
+
+// supervise waits for the end of the VM, whoever brings it about, and leaves
+// nothing of it behind.
+func (m *Machine) supervise() {
+	defer close(m.done)
+	var daemonDone <-chan struct{}
+	if daemon := m.vsock.Daemon(); daemon != nil {
+		daemonDone = daemon.Done()
+	}
+	select {
+	case <-m.proc.child.Done():
+	case <-daemonDone:
+		// The guest can be reached no more, and nothing can bring it back.
+		m.mu.Lock()
+		m.broken = fmt.Errorf("vhost-device-vsock ended: %s: %s", exitReason(m.vsock.Daemon().Err()), m.vsock.Diagnosis())
+		m.mu.Unlock()
+		ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+		_ = m.proc.child.Kill(ctx)
+		cancel()
+	}
+	m.proc.wait()
+	<-m.heard
+	undoErr := m.undo()
+
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.undoErr = undoErr
+	if !m.killed {
+		m.err = fmt.Errorf("%w: %s%s", hypervisor.ErrGone, m.cause(), m.proc.tails())
+	}
+}
+
+// cause says why QEMU ended. The caller holds m.mu.
+func (m *Machine) cause() string {
+	switch {
+	case m.broken != nil:
+		return m.broken.Error()
+	case m.shutdown == "guest-reset":
+		return "the guest's kernel panicked or rebooted"
+	case m.shutdown == "guest-shutdown":
+		return "the guest powered itself off"
+	case m.shutdown != "":
+		return fmt.Sprintf("QEMU shut down (%s)", m.shutdown)
+	}
+	return "QEMU ended: " + exitReason(m.proc.child.Err())
+}
+
+// undo removes what start made apart from QEMU.
+func (m *Machine) undo() error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	var errs []error
+	if m.vsock != nil {
+		errs = append(errs, m.vsock.Close(ctx))
+	}
+	return errors.Join(append(errs, removeDir(m.spec.Dir))...)
+}
+
+// Pid implements hypervisor.VM.
+func (m *Machine) Pid() int { return m.record.QEMU.Pid }
+
+// Record is what Spec.OnStarted was given.
+func (m *Machine) Record() Record { return m.record }
+
+// Done implements hypervisor.VM.
+func (m *Machine) Done() <-chan struct{} { return m.done }
+
+// Err implements hypervisor.VM.
+func (m *Machine) Err() error {
+	select {
+	case <-m.done:
+	default:
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err
+}
+
+// Tail implements hypervisor.VM.
+func (m *Machine) Tail() string { return m.proc.tails() }
+
+// Timings are the phases of the start so far.
+func (m *Machine) Timings() Timings {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.timings
+}
+
+// Accelerator says what runs the guest's instructions and why, for the log.
+func (m *Machine) Accelerator() (accel Accelerator, reason string) {
+	return m.accel.Accelerator, m.accel.Reason
+}
+
+// Kill implements hypervisor.VM. Its error says what is left behind.
+func (m *Machine) Kill(ctx context.Context) error {
+	m.mu.Lock()
+	select {
+	case <-m.done: // it ended by itself, and Err keeps saying so
+	default:
+		m.killed = true
+	}
+	m.mu.Unlock()
+	if err := m.proc.child.Kill(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-m.done:
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the end of the virtual machine: %w", context.Cause(ctx))
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.undoErr
+}
+
+// WaitReady implements hypervisor.VM.
+func (m *Machine) WaitReady(ctx context.Context) error {
+	err := m.whileRunning(ctx, m.vsock.WaitReady)
+	if errors.Is(err, hypervisor.ErrGone) {
+		return err // has the tails
+	}
+	if err != nil {
+		return fmt.Errorf("wait until the guest is ready: %w%s", err, m.proc.tails())
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.timings.Ready == 0 {
+		m.timings.Ready = time.Since(m.execed)
+	}
+	return nil
+}
+
+// Dial implements hypervisor.VM.
+func (m *Machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	var conn net.Conn
+	err := m.whileRunning(ctx, func(ctx context.Context) (err error) {
+		conn, err = m.vsock.Dial(ctx, port)
+		return err
+	})
+	return conn, err
+}
+
+// whileRunning calls f with a context that ends with the VM, too. The error is
+// then about the end of the VM.
+func (m *Machine) whileRunning(ctx context.Context, f func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		select {
+		case <-m.proc.child.Done():
+			cancel(hypervisor.ErrGone)
+		case <-ctx.Done():
+		}
+	}()
+	err := f(ctx)
+	cancel(nil)
+	<-watching
+	if err != nil && errors.Is(context.Cause(ctx), hypervisor.ErrGone) {
+		<-m.done // bounded by undoTimeout
+		if why := m.Err(); why != nil {
+			return why
+		}
+		return fmt.Errorf("%w: it was killed", hypervisor.ErrGone)
+	}
+	return err
+}
+
+// makeDir makes the VM's private directory, or takes an empty one.
+func makeDir(dir string) error {
+	err := os.Mkdir(dir, 0o700)
+	if errors.Is(err, os.ErrExist) {
+		entries, readErr := os.ReadDir(dir)
+		if readErr != nil {
+			return fmt.Errorf("state directory: %w", readErr)
+		}
+		if len(entries) > 0 {
+			return fmt.Errorf("state directory %s is not empty (%s): another virtual machine uses it, or Cleanup has not run",
+				dir, entries[0].Name())
+		}
+		err = os.Chmod(dir, 0o700)
+	}
+	if err != nil {
+		return fmt.Errorf("state directory: %w", err)
+	}
+	return nil
+}
+
+// removeDir removes the VM's directory. Only names of ours are removed from it, so
+// that a wrong path costs nobody a tree.
+func removeDir(dir string) error {
+	err := errors.Join(vsock.RemoveSockets(dir), removeFile(dir, probeFile))
+	if rm := os.Remove(dir); rm != nil && !errors.Is(rm, os.ErrNotExist) {
+		err = errors.Join(err, rm)
+	}
+	return err
+}
+
+// Record names what a VM consists of on the host. It is kept as JSON.
+type Record struct {
+	QEMU        child.Identity `json:"qemu"`
+	VsockDaemon child.Identity `json:"vsock_daemon"` // zero if the kernel is the device
+	Dir         string         `json:"dir"`
+}
+
+// Cleanup ends a VM whose owner has died, from what it recorded, and removes what
+// is left of it. A pid that now belongs to another process is left alone. It
+// may be called more than once, and at the same time.
+func Cleanup(ctx context.Context, r Record) error {
+	if err := cleanPath(r.Dir); err != nil {
+		return fmt.Errorf("clean up virtual machine: directory: %w", err)
+	}
+	err := errors.Join(r.QEMU.Kill(ctx), r.VsockDaemon.Kill(ctx))
+	if err == nil { // else the directory stays, as a trace of what still runs
+		err = removeDir(r.Dir)
+	}
+	if err != nil {
+		return fmt.Errorf("clean up virtual machine: %w", err)
+	}
+	return nil
+}

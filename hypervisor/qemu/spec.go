@@ -1,0 +1,207 @@
+package qemu
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	"github.com/erofsvm/erofsvm/hypervisor/vsock"
+)
+
+// Accelerator says what executes the guest's instructions.
+type Accelerator string
+
+const (
+	// AcceleratorAuto takes KVM if a VM was seen to run with it, else TCG.
+	AcceleratorAuto Accelerator = "auto"
+	AcceleratorKVM  Accelerator = "kvm"
+	AcceleratorTCG  Accelerator = "tcg"
+)
+
+// AIO is how QEMU reads and writes the files behind disks.
+type AIO string
+
+const (
+	// AIOThreads works everywhere and is the default.
+	AIOThreads AIO = "threads"
+	// AIOURing is taken if QEMU can open a file with it on this host, else
+	// AIOThreads: a host may forbid io_uring.
+	AIOURing AIO = "io_uring"
+	// AIONative needs CacheDirect.
+	AIONative AIO = "native"
+)
+
+const (
+	// MaxDiskSlots is the largest number of disks a VM can be given at once.
+	MaxDiskSlots = maxBridges * slotsPerBridge
+
+	// maxVCPUs is what q35 takes without interrupt remapping.
+	maxVCPUs = 255
+	// minMemoryMiB is below what the distribution's kernel needs to unpack an
+	// initramfs.
+	minMemoryMiB = 64
+)
+
+// Spec is everything there is to know to start a VM. It is plain data: nothing
+// in it names a pod, and two VMs of one configuration differ in Dir alone.
+type Spec struct {
+	// Dir is the VM's private directory, an absolute path that does not
+	// exist or is empty; Start makes it (mode 0700) and the end of the VM
+	// removes it. Sockets lie in it, so it must be short: a socket path holds
+	// at most 107 bytes.
+	Dir string
+	// CacheDir keeps what was found out about the host (accelerator, aio) for
+	// the next VM, mode 0700. Empty: asked again each time.
+	CacheDir string
+
+	// Binary is qemu-system-x86_64, an absolute path.
+	Binary string
+	// Machine is the machine type, "q35" or a versioned "pc-q35-…"; empty is q35.
+	Machine string
+	// Accelerator is empty for AcceleratorAuto.
+	Accelerator Accelerator
+	VCPUs       int
+	MemoryMiB   int
+
+	// Kernel is a bzImage, or an uncompressed ELF vmlinux with a PVH note.
+	Kernel string
+	Initrd string
+	// KernelParams follow the parameters that this package sets itself.
+	KernelParams []string
+
+	// DiskSlots is how many disks can be attached at once. They are reserved
+	// when the VM boots.
+	DiskSlots int
+	// AIO is empty for AIOThreads.
+	AIO AIO
+	// CacheDirect opens the files behind disks with O_DIRECT.
+	CacheDirect bool
+
+	// Vsock chooses the vsock device; empty is vsock.Auto.
+	Vsock vsock.Kind
+	// VsockDaemon is vhost-device-vsock, an absolute path; needed where the
+	// host has no /dev/vhost-vsock.
+	VsockDaemon string
+
+	// OnStarted, if set, is called once by Start as soon as the processes of
+	// the VM exist, so that the caller can write the record where Cleanup finds
+	// it after a crash. An error ends the start.
+	OnStarted func(Record) error
+}
+
+// ErrSpec is wrapped by every error about a Spec that Start refuses before it
+// has made anything.
+var ErrSpec = errors.New("invalid virtual machine configuration")
+
+var machineName = regexp.MustCompile(`^(pc-)?q35(-[0-9]+\.[0-9]+)?$`)
+
+// withDefaults fills in what is empty.
+func (s Spec) withDefaults() Spec {
+	if s.Machine == "" {
+		s.Machine = "q35"
+	}
+	if s.Accelerator == "" {
+		s.Accelerator = AcceleratorAuto
+	}
+	if s.AIO == "" {
+		s.AIO = AIOThreads
+	}
+	if s.Vsock == "" {
+		s.Vsock = vsock.Auto
+	}
+	return s
+}
+
+// validate says everything that is wrong with s, each with the option to change.
+// It looks at the files but opens none.
+func (s Spec) validate() error {
+	var errs []error
+	bad := func(option, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%w: %s: %s", ErrSpec, option, fmt.Sprintf(format, args...)))
+	}
+	file := func(option, path string, executable bool) {
+		if err := plainFile(path, executable); err != nil {
+			errs = append(errs, fmt.Errorf("%w: %s: %w", ErrSpec, option, err))
+		}
+	}
+
+	file("qemu path", s.Binary, true)
+	file("kernel", s.Kernel, false)
+	file("initrd", s.Initrd, false)
+	if err := cleanPath(s.Dir); err != nil {
+		bad("state directory", "%v", err)
+	}
+	if s.CacheDir != "" {
+		if err := cleanPath(s.CacheDir); err != nil {
+			bad("cache directory", "%v", err)
+		}
+	}
+	if !machineName.MatchString(s.Machine) {
+		bad("machine", "%q is not q35 or a versioned pc-q35", s.Machine)
+	}
+	switch s.Accelerator {
+	case AcceleratorAuto, AcceleratorKVM, AcceleratorTCG:
+	default:
+		bad("accelerator", "%q is not auto, kvm or tcg", s.Accelerator)
+	}
+	switch s.AIO {
+	case AIOThreads, AIOURing:
+	case AIONative:
+		if !s.CacheDirect {
+			bad("aio", "native needs cache_direct = true")
+		}
+	default:
+		bad("aio", "%q is not threads, io_uring or native", s.AIO)
+	}
+	if s.VCPUs < 1 || s.VCPUs > maxVCPUs {
+		bad("vcpus", "%d is not between 1 and %d", s.VCPUs, maxVCPUs)
+	}
+	if s.MemoryMiB < minMemoryMiB {
+		bad("memory", "%d MiB is less than %d MiB", s.MemoryMiB, minMemoryMiB)
+	}
+	if s.DiskSlots < 0 || s.DiskSlots > MaxDiskSlots {
+		bad("disk slots", "%d is not between 0 and %d", s.DiskSlots, MaxDiskSlots)
+	}
+	for _, p := range s.KernelParams {
+		if p == "" || strings.ContainsFunc(p, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+			bad("kernel parameters", "%q is empty or has a blank or a control character", p)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// plainFile refuses what is not a regular file under a path that QEMU takes as
+// it stands.
+func plainFile(path string, executable bool) error {
+	if err := cleanPath(path); err != nil {
+		return err
+	}
+	fi, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if !fi.Mode().IsRegular() {
+		return fmt.Errorf("%s is not a regular file", path)
+	}
+	if executable && fi.Mode().Perm()&0o111 == 0 {
+		return fmt.Errorf("%s is not executable", path)
+	}
+	return nil
+}
+
+// cleanPath refuses a path that is not absolute, or whose meaning could change
+// on the way to QEMU (a newline in its messages, a NUL, a ".." element).
+func cleanPath(path string) error {
+	switch {
+	case path == "":
+		return errors.New("no path is set")
+	case !filepath.IsAbs(path) || filepath.Clean(path) != path:
+		return fmt.Errorf("%q is not a clean absolute path", path)
+	case strings.ContainsFunc(path, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return fmt.Errorf("%q has a control character", path)
+	}
+	return nil
+}
