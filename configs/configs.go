@@ -39,6 +39,7 @@ var ErrInvalid = errors.New("invalid configuration")
 // what each key means.
 type Config struct {
 	StateDir   string     `toml:"state_dir"`
+	CacheDir   string     `toml:"cache_dir"`
 	Hypervisor Hypervisor `toml:"hypervisor"`
 	Guest      Guest      `toml:"guest"`
 	Vsock      Vsock      `toml:"vsock"`
@@ -75,7 +76,6 @@ type Vsock struct {
 // Rootfs configures how layers become disks.
 type Rootfs struct {
 	MkfsErofs string `toml:"mkfs_erofs"`
-	CacheDir  string `toml:"cache_dir"`
 }
 
 // Deadlines bound every wait.
@@ -219,6 +219,7 @@ func (c *Config) validate() error {
 	}
 
 	path("state_dir", c.StateDir, true)
+	path("cache_dir", c.CacheDir, true)
 	path("hypervisor.path", c.Hypervisor.Path, false)
 	oneOf("hypervisor.machine", c.Hypervisor.Machine, "q35")
 	oneOf("hypervisor.accelerator", c.Hypervisor.Accelerator, "auto", "kvm", "tcg")
@@ -234,7 +235,6 @@ func (c *Config) validate() error {
 	oneOf("vsock.backend", c.Vsock.Backend, "auto", "kernel", "vhost-user")
 	path("vsock.device_path", c.Vsock.DevicePath, false)
 	path("rootfs.mkfs_erofs", c.Rootfs.MkfsErofs, false)
-	path("rootfs.cache_dir", c.Rootfs.CacheDir, true)
 	for key, d := range map[string]Duration{
 		"qemu": c.Deadlines.QEMU, "agent": c.Deadlines.Agent, "qmp": c.Deadlines.QMP,
 		"call": c.Deadlines.Call, "plan": c.Deadlines.Plan, "create": c.Deadlines.Create,

@@ -1,0 +1,108 @@
+package sandbox
+
+import (
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/erofsvm/erofsvm/runtime/stdio"
+)
+
+func newTestContainer() (*container, *[]string, func(Exit)) {
+	var events []string
+	c := newContainer("c", "/bundle", stdio.Paths{}, func() {})
+	return c, &events, func(Exit) { events = append(events, "exit") }
+}
+
+func started(events *[]string) func() {
+	return func() { *events = append(*events, "start") }
+}
+
+func TestExitIsReportedOnce(t *testing.T) {
+	c, events, exited := newTestContainer()
+	c.created()
+	c.ended(Exit{Status: 3, At: time.Unix(1, 0)}, exited)
+	c.ended(Exit{Status: statusKilled}, exited) // the VM dies afterwards
+	if !slices.Equal(*events, []string{"exit"}) {
+		t.Errorf("events %v", *events)
+	}
+	if state, exit := c.current(); state != Stopped || exit.Status != 3 {
+		t.Errorf("%s with status %d", state, exit.Status)
+	}
+	<-c.exited
+}
+
+func TestExitComesAfterStart(t *testing.T) {
+	c, events, exited := newTestContainer()
+	c.created()
+	if err := c.beginStart(); err != nil {
+		t.Fatal(err)
+	}
+	c.ended(Exit{Status: 0}, exited) // before StartContainer has returned
+	if len(*events) != 0 {
+		t.Fatalf("events %v before start", *events)
+	}
+	select {
+	case <-c.exited:
+		t.Fatal("a waiter saw the exit before start")
+	default:
+	}
+	c.endStart(true, started(events), exited)
+	if !slices.Equal(*events, []string{"start", "exit"}) {
+		t.Errorf("events %v", *events)
+	}
+	<-c.exited
+}
+
+func TestFailedStartStillEnds(t *testing.T) {
+	c, events, exited := newTestContainer()
+	c.created()
+	if err := c.beginStart(); err != nil {
+		t.Fatal(err)
+	}
+	c.endStart(false, started(events), exited)
+	if state, _ := c.current(); state != Created {
+		t.Errorf("%s after a failed start", state)
+	}
+	c.ended(Exit{Status: 1}, exited)
+	if !slices.Equal(*events, []string{"exit"}) {
+		t.Errorf("events %v", *events)
+	}
+}
+
+func TestIllegalTransitionsNameBothStates(t *testing.T) {
+	c, _, exited := newTestContainer()
+	check := func(what string, err error, words ...string) {
+		t.Helper()
+		if !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("%s: %v", what, err)
+			return
+		}
+		for _, w := range words {
+			if !strings.Contains(err.Error(), w) {
+				t.Errorf("%s: %q lacks %q", what, err, w)
+			}
+		}
+	}
+	check("start while creating", c.beginStart(), "creating", "created")
+	check("delete while creating", c.beginDelete(), "creating", "stopped")
+	c.created()
+	check("delete when created", c.beginDelete(), "created", "stopped")
+	if err := c.beginStart(); err != nil {
+		t.Fatal(err)
+	}
+	check("second start", c.beginStart(), "created")
+	c.endStart(true, func() {}, exited)
+	check("start when running", c.beginStart(), "running", "created")
+	c.ended(Exit{}, exited)
+	check("start when stopped", c.beginStart(), "stopped", "created")
+	if err := c.beginDelete(); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.beginDelete(); !errdefs.IsNotFound(err) {
+		t.Errorf("second delete: %v", err)
+	}
+}

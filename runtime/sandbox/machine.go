@@ -1,0 +1,294 @@
+package sandbox
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/containerd/log"
+
+	"github.com/erofsvm/erofsvm/agentclient"
+	"github.com/erofsvm/erofsvm/agentclient/pb"
+	"github.com/erofsvm/erofsvm/configs"
+	"github.com/erofsvm/erofsvm/hypervisor"
+	"github.com/erofsvm/erofsvm/hypervisor/qemu"
+	"github.com/erofsvm/erofsvm/hypervisor/vsock"
+)
+
+// agentPort is the vsock port of the agent (agent-wire.md).
+const agentPort = 1024
+
+// seedSize is how many random bytes of the host a guest gets before anything
+// of a pod runs in it.
+const seedSize = 64
+
+// machine is the VM of a sandbox with its agent. Its life is obtain →
+// personalise → attach: until it is personalised nothing in it belongs to a pod.
+type machine struct {
+	cfg      configs.Config
+	id       string // of the sandbox
+	hostname string
+	bundle   string // holds the record
+	dir      string // the sandbox's directory
+	log      *log.Entry
+	trace    *trace
+	died     func(*machine)
+
+	ctx    context.Context // ends with the VM
+	cancel context.CancelCauseFunc
+	tasks  sync.WaitGroup // goroutines that end with the VM
+
+	qemuPid atomic.Int64
+	ready   chan struct{} // closed when the three below are final
+	vm      hypervisor.VM // may be set although err is
+	agent   *agentclient.Client
+	err     error
+}
+
+func newMachine(s *Sandbox, req *CreateRequest, hostname string, begun time.Time) *machine {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	return &machine{
+		cfg: req.Config, id: req.ID, hostname: hostname, bundle: req.Bundle,
+		dir:   sandboxDir(req.Config.StateDir, req.Bundle),
+		log:   s.log.WithField("sandbox", req.ID),
+		trace: newTrace(req.Config.Debug.TraceDir, s.namespace, req.ID, begun),
+		died:  s.died,
+		ctx:   ctx, cancel: cancel, ready: make(chan struct{}),
+	}
+}
+
+// launch starts the VM's life in a goroutine of its own and returns at once.
+func (m *machine) launch() { m.tasks.Go(m.run) }
+
+func (m *machine) run() {
+	m.err = m.obtain(m.ctx)
+	if m.err == nil {
+		m.err = m.personalise(m.ctx)
+	}
+	close(m.ready)
+	if m.err != nil {
+		return // Create stops the machine
+	}
+	<-m.vm.Done()
+	if err := m.vm.Err(); err != nil {
+		m.log.WithError(err).Error("virtual machine ended")
+	}
+	m.cancel(hypervisor.ErrGone)
+	m.agent.Close()
+	m.died(m)
+}
+
+// obtain boots a VM up to the point where its agent listens.
+func (m *machine) obtain(ctx context.Context) error {
+	if err := makeSandboxDir(m.dir); err != nil {
+		return err
+	}
+	if err := writeRecord(m.bundle, record{Dir: m.dir}); err != nil {
+		return err
+	}
+	spec, err := m.spec()
+	if err != nil {
+		return err
+	}
+	begun := time.Now()
+	started, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.QEMU.Std())
+	vm, err := qemu.Start(started, spec)
+	cancel()
+	m.trace.phase("qemu start", begun)
+	if err != nil {
+		return fmt.Errorf("start QEMU: %w", err)
+	}
+	m.vm = vm
+	accelerator, reason := vm.Accelerator()
+	m.log.Infof("virtual machine started with %s: %s", accelerator, reason)
+	m.trace.set(func(t *traceFile) { t.Accelerator, t.Kernel = string(accelerator), spec.Kernel })
+
+	begun = time.Now()
+	booted, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Agent.Std())
+	defer cancel()
+	if err := vm.WaitReady(booted); err != nil {
+		return fmt.Errorf("boot the guest (deadlines.agent = %s): %w", m.cfg.Deadlines.Agent.Std(), err)
+	}
+	m.trace.phase("guest boot", begun)
+	m.trace.timings(vm.Timings())
+	conn, err := vm.Dial(booted, agentPort)
+	if err != nil {
+		return fmt.Errorf("connect to the agent: %w", err)
+	}
+	call := m.cfg.Deadlines.Call.Std()
+	m.agent = agentclient.New(conn, agentclient.Deadlines{
+		Query: call, Sandbox: call, Create: m.cfg.Deadlines.Create.Std(),
+		Start: call, Signal: call, Remove: call, Copy: call,
+	})
+	return nil
+}
+
+// personalise gives the guest what belongs to this one pod: time, randomness,
+// name. Nothing of it may be on the kernel's command line or in the image.
+func (m *machine) personalise(ctx context.Context) error {
+	begun := time.Now()
+	defer m.trace.phase("personalise", begun)
+	seed := make([]byte, seedSize)
+	rand.Read(seed)
+	if err := m.agent.Check(ctx); err != nil {
+		return err
+	}
+	if err := m.agent.ReseedRandomDev(ctx, seed); err != nil {
+		return err
+	}
+	if err := m.agent.SetGuestDateTime(ctx, time.Now()); err != nil {
+		return err
+	}
+	return m.agent.CreateSandbox(ctx, &pb.CreateSandboxRequest{Hostname: m.hostname, SandboxId: m.id})
+}
+
+// spec translates the configuration.
+func (m *machine) spec() (qemu.Spec, error) {
+	h := m.cfg.Hypervisor
+	binary, err := lookUp("hypervisor.path", h.Path)
+	if err != nil {
+		return qemu.Spec{}, err
+	}
+	daemon := ""
+	if kind := vsock.Kind(m.cfg.Vsock.Backend); kind != vsock.Kernel {
+		// Whether it is needed is for the hypervisor to find out.
+		if daemon, err = lookUp("vsock.device_path", m.cfg.Vsock.DevicePath); err != nil && kind == vsock.VhostUser {
+			return qemu.Spec{}, err
+		}
+	}
+	return qemu.Spec{
+		Dir:          filepath.Join(m.dir, "vm"),
+		CacheDir:     filepath.Join(m.cfg.CacheDir, "host"),
+		Binary:       binary,
+		Machine:      h.Machine,
+		Accelerator:  qemu.Accelerator(h.Accelerator),
+		VCPUs:        h.VCPUs,
+		MemoryMiB:    h.MemoryMiB,
+		Kernel:       m.cfg.Guest.Kernel,
+		Initrd:       m.cfg.Guest.Initrd,
+		KernelParams: strings.Fields(m.cfg.Guest.KernelParams),
+		DiskSlots:    h.Slots,
+		AIO:          qemu.AIO(h.AIO),
+		Vsock:        vsock.Kind(m.cfg.Vsock.Backend),
+		VsockDaemon:  daemon,
+		OnStarted: func(r qemu.Record) error {
+			m.qemuPid.Store(int64(r.QEMU.Pid))
+			return writeRecord(m.bundle, record{Dir: m.dir, VM: &r})
+		},
+	}, nil
+}
+
+func lookUp(key, name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s = %q: %w", key, name, err)
+	}
+	return path, nil
+}
+
+// await waits until the VM can take containers.
+func (m *machine) await(ctx context.Context) error {
+	select {
+	case <-m.ready:
+		return m.err
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the virtual machine: %w", context.Cause(ctx))
+	}
+}
+
+// alive says whether the VM came up and has not ended.
+func (m *machine) alive() bool {
+	select {
+	case <-m.ready:
+		return m.err == nil && m.ctx.Err() == nil
+	default:
+		return false
+	}
+}
+
+func (m *machine) pid() int { return int(m.qemuPid.Load()) }
+
+// explain adds to an error of Create what its text alone does not say: that
+// the VM died meanwhile, or that somebody killed the container.
+func (m *machine) explain(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); errors.Is(cause, errAbandoned) && !errors.Is(err, errAbandoned) {
+		return fmt.Errorf("%w: %w", cause, err)
+	}
+	if !m.alive() || errors.Is(err, hypervisor.ErrGone) {
+		return err
+	}
+	select {
+	case <-m.vm.Done():
+		if vmErr := m.vm.Err(); vmErr != nil {
+			return fmt.Errorf("%w: %w", err, vmErr)
+		}
+	default:
+	}
+	return err
+}
+
+// abort ends a VM that cannot be used any more; run sees it end.
+func (m *machine) abort(cause error) {
+	if !m.alive() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), m.cfg.Deadlines.Stop.Std())
+	defer cancel()
+	if err := m.vm.Kill(ctx); err != nil {
+		m.log.WithError(err).Errorf("end the virtual machine after: %v", cause)
+	}
+}
+
+// stop ends the VM in whatever state it is, and removes the sandbox's
+// directory and its record. It may be called more than once.
+func (m *machine) stop(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Stop.Std())
+	defer cancel()
+	begun := time.Now()
+	m.cancel(context.Canceled) // a boot under way returns
+	select {
+	case <-m.ready:
+	case <-ctx.Done():
+		return fmt.Errorf("give up the boot: %w", ctx.Err())
+	}
+	if m.agent != nil {
+		m.agent.Close()
+	}
+	if m.vm != nil {
+		if err := m.vm.Kill(ctx); err != nil {
+			return fmt.Errorf("end QEMU: %w", err) // the record stays, for Cleanup
+		}
+	}
+	if err := waitFor(ctx, &m.tasks); err != nil {
+		return fmt.Errorf("goroutines of the virtual machine: %w", err)
+	}
+	m.trace.phase("stop", begun)
+	if err := removeSandboxDir(m.dir); err != nil {
+		return err
+	}
+	return removeRecord(m.bundle)
+}
+
+func waitFor(ctx context.Context, wg *sync.WaitGroup) error {
+	done := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,266 @@
+package shim
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/containerd/api/types"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"github.com/containerd/ttrpc"
+	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+)
+
+// newBundle makes what containerd has made when it runs `start`: a bundle with
+// a log fifo that it reads.
+func newBundle(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	fifo := filepath.Join(dir, "log")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.OpenFile(fifo, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return dir
+}
+
+// socketDir is short, as containerd's is.
+func socketDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+func TestATooLongSocketDirectoryIsNamed(t *testing.T) {
+	dir := "/" + strings.Repeat("d", 60)
+	if _, _, err := listen(invocation{id: "x"}, dir); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), dir) {
+		t.Errorf("error %v", err)
+	}
+}
+
+// runShim runs an action as containerd does, and reads stdout and stderr
+// together to their end.
+func runShim(t *testing.T, bundle string, stdin []byte, args ...string) ([]byte, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0], args...)
+	cmd.Dir = bundle
+	cmd.Env = append(os.Environ(), asShim+"=1", "TTRPC_ADDRESS="+filepath.Join(bundle, "nobody.sock"))
+	cmd.Stdin = bytes.NewReader(stdin)
+	return cmd.CombinedOutput()
+}
+
+func marshal(t *testing.T, m proto.Message) []byte {
+	t.Helper()
+	data, err := proto.Marshal(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func legacyOptions(t *testing.T) []byte {
+	t.Helper()
+	a, err := anypb.New(&runtimeoptions.Options{ConfigPath: "/etc/erofsvm/configuration.toml"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return marshal(t, a)
+}
+
+func TestStartServesWhateverTheContainerdLineSends(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		input func(t *testing.T, id, dir string) []byte
+	}{
+		{"2.2 without options", func(*testing.T, string, string) []byte { return nil }},
+		{"2.2 with options", func(t *testing.T, _, _ string) []byte { return legacyOptions(t) }},
+		{"2.3 and 2.4", func(t *testing.T, id, dir string) []byte {
+			return marshal(t, &bootstrap.BootstrapParams{
+				InstanceID: id, Namespace: "test", SocketDir: proto.String(dir),
+				ContainerdTtrpcAddress: "unix:///nowhere",
+			})
+		}},
+		{"parameters of another shim", func(t *testing.T, _, dir string) []byte {
+			return marshal(t, &bootstrap.BootstrapParams{InstanceID: "other", Namespace: "test", SocketDir: proto.String("/nowhere")})
+		}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			bundle := newBundle(t)
+			id := strings.ReplaceAll(filepath.Base(bundle)+tc.name, " ", "-")
+			sockets := socketDir(t)
+			out, err := runShim(t, bundle, tc.input(t, id, sockets), "-namespace", "test", "-id", id, "-address", bundle, "start")
+			if err != nil {
+				t.Fatalf("start: %v: %s", err, out)
+			}
+			path := checkReply(t, out)
+			checkServes(t, path)
+			if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the socket is left after the shim's end: %v", err)
+			}
+		})
+	}
+}
+
+// checkReply reads the reply as containerd does (parseStartResponse).
+func checkReply(t *testing.T, out []byte) (socket string) {
+	t.Helper()
+	var asProto bootstrap.BootstrapResult
+	if proto.Unmarshal(out, &asProto) == nil {
+		t.Fatalf("the reply is taken for a protobuf message: %s", out)
+	}
+	var reply bootstrap.BootstrapResult
+	if err := json.Unmarshal(out, &reply); err != nil {
+		t.Fatalf("reply %s: %v", out, err)
+	}
+	if reply.Version != 3 || reply.Protocol != "ttrpc" {
+		t.Errorf("reply %s: want version 3 over ttrpc", out)
+	}
+	var mounts types.MountCapabilities
+	found, err := reply.FindExtension(&mounts)
+	if err != nil || !found {
+		t.Fatalf("no mount capabilities in %s: %v", out, err)
+	}
+	if strings.Join(mounts.Types, ",") != "erofs" || strings.Join(mounts.Transforms, ",") != "mkdir,format" {
+		t.Errorf("mount capabilities %v", &mounts)
+	}
+	return strings.TrimPrefix(reply.Address, "unix://")
+}
+
+// checkServes talks to the shim and asks for its end.
+func checkServes(t *testing.T, path string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := ttrpc.NewClient(conn)
+	defer client.Close()
+	service := task.NewTTRPCTaskClient(client)
+	who, err := service.Connect(ctx, &task.ConnectRequest{})
+	if err != nil {
+		t.Fatalf("Connect: %v", err)
+	}
+	if sid, err := unix.Getsid(int(who.ShimPid)); err != nil || sid != int(who.ShimPid) {
+		t.Errorf("the shim %d is in session %d: %v", who.ShimPid, sid, err)
+	}
+	if _, err := service.State(ctx, &task.StateRequest{ID: "nobody"}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
+		t.Errorf("State of an unknown task: %v", err)
+	}
+	if _, err := service.Stats(ctx, &task.StatsRequest{ID: "nobody"}); !errdefs.IsNotImplemented(errgrpc.ToNative(err)) {
+		t.Errorf("Stats: %v", err)
+	}
+	pidfd, err := unix.PidfdOpen(int(who.ShimPid), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(pidfd)
+	// The connection can end before the reply: containerd expects it too.
+	if _, err := service.Shutdown(ctx, &task.ShutdownRequest{}); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+		t.Errorf("Shutdown: %v", err)
+	}
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 10000)
+	if n != 1 || err != nil {
+		_ = unix.PidfdSendSignal(pidfd, syscall.SIGKILL, nil, 0)
+		t.Fatalf("the shim does not end: %v", err)
+	}
+}
+
+func TestStartReplacesTheSocketOfADeadShim(t *testing.T) {
+	dir := socketDir(t)
+	inv := invocation{namespace: "test", id: "x", address: "/a"}
+	l, path, err := listen(inv, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := listen(inv, dir); !errdefs.IsAlreadyExists(err) {
+		t.Errorf("a second shim beside a live one: %v", err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	again, samePath, err := listen(inv, dir)
+	if err != nil {
+		t.Fatalf("after the first is dead: %v", err)
+	}
+	again.Close()
+	if path != samePath {
+		t.Errorf("socket moved from %s to %s", path, samePath)
+	}
+}
+
+func TestDeleteOfABundleWithoutSandboxIsIdempotent(t *testing.T) {
+	bundle := newBundle(t)
+	for range 2 {
+		out, err := runShim(t, bundle, nil, "-namespace", "test", "-id", "x", "-bundle", bundle, "delete")
+		if err != nil {
+			t.Fatalf("delete: %v: %s", err, out)
+		}
+		var reply task.DeleteResponse
+		if err := proto.Unmarshal(out, &reply); err != nil || reply.ExitStatus != statusUnknown {
+			t.Errorf("reply %q: %v", out, err)
+		}
+	}
+}
+
+func TestInfoClaimsMountsAndCarriesFeatures(t *testing.T) {
+	out, err := runShim(t, t.TempDir(), nil, "-info")
+	if err != nil {
+		t.Fatalf("-info: %v: %s", err, out)
+	}
+	var info types.RuntimeInfo
+	if err := proto.Unmarshal(out, &info); err != nil {
+		t.Fatal(err)
+	}
+	if got := info.Annotations["containerd.io/runtime-allow-mounts"]; got != "mkdir/*,format/*,erofs" {
+		t.Errorf("mounts claimed: %q", got)
+	}
+	if info.Name != Name || info.Version.GetVersion() != Version {
+		t.Errorf("info %v", &info)
+	}
+	if !strings.HasSuffix(info.Features.GetTypeUrl(), "/features/Features") || !json.Valid(info.Features.GetValue()) {
+		t.Errorf("features %v", info.Features)
+	}
+}
+
+func TestBadCommandLinesAreRefused(t *testing.T) {
+	for _, args := range [][]string{
+		{"-nonsense"},
+		{"start"},
+		{"-namespace", "n", "start"},
+		{"-namespace", "n", "-id", "i", "stop"},
+	} {
+		var out, errs bytes.Buffer
+		if code := Main(append([]string{"shim"}, args...), strings.NewReader(""), &out, &errs); code == 0 {
+			t.Errorf("%v: exit code 0", args)
+		}
+		if errs.Len() == 0 || out.Len() != 0 {
+			t.Errorf("%v: stdout %q, stderr %q", args, &out, &errs)
+		}
+	}
+}
