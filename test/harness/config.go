@@ -102,7 +102,7 @@ func shimConfig(t Tree, d dirs) ShimConfig {
 		Set("guest", "initrd", t.Initrd()).
 		Set("vsock", "device_path", t.VhostDeviceVsock()).
 		Set("rootfs", "mkfs_erofs", t.MkfsErofs()).
-		Set("rootfs", "cache_dir", d.cache).
+		Set("", "cache_dir", d.cache).
 		Set("debug", "trace_dir", d.traces)
 }
 
