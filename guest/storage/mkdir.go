@@ -22,7 +22,7 @@ type Mkdir struct {
 
 // directive is "{{ mount N }}/path[:mode[:uid:gid]]". A path has no colon and
 // nothing else to unquote.
-var directive = regexp.MustCompile(`^\{\{ ?mount ([0-9]{1,3}) ?\}\}(/[^:\x00]{1,1024})(?::([0-7]{3,4})(?::([0-9]{1,10}):([0-9]{1,10}))?)?$`)
+var directive = regexp.MustCompile(`^\{\{ ?mount ([0-9]{1,3}) ?\}\}(/[^:\x00]+)(?::([0-7]{3,4})(?::([0-9]{1,10}):([0-9]{1,10}))?)?$`)
 
 // maxMkdirs bounds what one request can make.
 const maxMkdirs = 64

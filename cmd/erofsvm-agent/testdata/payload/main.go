@@ -1,0 +1,126 @@
+// Command payload is what the containers of the agent's tests run: each word it
+// knows shows one thing about the container it is in.
+package main
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "payload:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	switch args[0] {
+	case "exit": // exit CODE
+		code, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		os.Exit(code)
+	case "echo": // words to stdout and stderr
+		fmt.Println(strings.Join(args[1:], " "))
+		fmt.Fprintln(os.Stderr, "to stderr")
+	case "cat":
+		return cat(args[1:])
+	case "write": // write FILE TEXT
+		return os.WriteFile(args[1], []byte(args[2]), 0o644)
+	case "flood": // flood BYTES
+		n, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		w := bufio.NewWriter(os.Stdout)
+		for i := range n {
+			_ = w.WriteByte(byte('a' + i%26)) // Flush has the error
+		}
+		return w.Flush()
+	case "wait": // until a signal comes, which it names
+		signals := make(chan os.Signal, 1)
+		signal.Notify(signals)
+		fmt.Println("waiting")
+		for s := range signals {
+			if s != syscall.SIGURG { // the Go runtime's own
+				fmt.Println(s)
+				os.Exit(7)
+			}
+		}
+	case "orphan": // leaves behind a child that waits
+		child := exec.Command("/payload", "wait")
+		if err := child.Start(); err != nil {
+			return err
+		}
+		fmt.Println(child.Process.Pid)
+	case "facts":
+		return facts()
+	case "tty":
+		fmt.Println("terminal")
+		line, err := bufio.NewReader(os.Stdin).ReadString('\n')
+		fmt.Print("read ", line)
+		return err
+	default:
+		return fmt.Errorf("no %q", args[0])
+	}
+	return nil
+}
+
+// cat copies files, or its input, to its output.
+func cat(names []string) error {
+	if len(names) == 0 {
+		_, err := io.Copy(os.Stdout, os.Stdin)
+		return err
+	}
+	for _, name := range names {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return err
+		}
+		if _, err := os.Stdout.Write(data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// facts prints a line a fact, "name: value".
+func facts() error {
+	hostname, err := os.Hostname()
+	if err != nil {
+		return err
+	}
+	fmt.Println("hostname:", hostname)
+	fmt.Println("pid:", os.Getpid())
+	status, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(status)) {
+		if strings.HasPrefix(line, "Cap") || strings.HasPrefix(line, "NoNewPrivs") || strings.HasPrefix(line, "Uid") || strings.HasPrefix(line, "Groups") {
+			fmt.Print(strings.ReplaceAll(line, "\t", " "))
+		}
+	}
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return err
+	}
+	fmt.Println("nofile:", files.Cur, files.Max)
+	limit, err := os.ReadFile("/sys/fs/cgroup/memory.max")
+	fmt.Println("memory.max:", strings.TrimSpace(string(limit)), err)
+	masked, err := os.ReadFile("/proc/kcore")
+	fmt.Println("kcore:", len(masked), err)
+	fmt.Println("sysctl:", os.WriteFile("/proc/sys/kernel/hostname", []byte("other"), 0))
+	mounts, err := os.ReadFile("/proc/self/mounts")
+	fmt.Print(string(mounts))
+	return err
+}
