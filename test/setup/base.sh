@@ -40,6 +40,7 @@ printf 'erofsvm\n' >"$root/etc/hostname"
 
 newest=$(find "$root/usr/share/doc" -name 'changelog*' -printf '%T@\n' | sort -n | tail -n 1)
 tar --create --file "$out/rootfs.tar" --directory "$root" --sort=name --numeric-owner \
+	--format=posix --pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime \
 	--xattrs --xattrs-include='*' --one-file-system --mtime="@${newest%.*}" --clamp-mtime .
 printf 'bookworm %s\n' "$(cat "$root/etc/debian_version")" >"$out/version"
 rm -rf "$root" "$out/debs" "$out/debootstrap" "$out/wget"

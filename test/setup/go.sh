@@ -32,7 +32,7 @@ else
 	goroot=("$out"/root/usr/lib/go-1.*)
 	source=("$out"/root/usr/share/go-1.*)
 	cp -a "${source[-1]}/." "$out/"
-	find "${goroot[-1]}" -maxdepth 1 -type l -delete
+	find "${goroot[-1]}" -type l -delete
 	cp -a "${goroot[-1]}/." "$out/"
 	rm -rf "$out/root" "$out/debs"
 	version="$(GOTOOLCHAIN=local "$out/bin/go" env GOVERSION), fetches the one of go.mod"

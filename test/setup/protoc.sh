@@ -7,6 +7,7 @@ out=${2:?}
 
 apt_setup stable
 apt_closure "$out/debs" "$APT_RELEASE" '' protobuf-compiler
+apt_download stable "$out/debs" "libprotobuf-dev/$APT_RELEASE" # google/protobuf/*.proto
 deb_version "$out/debs" protobuf-compiler >"$out/version"
 unpack_closure "$out" "$out/debs"
 rm -rf "$out/debs" "${out:?}/usr/share"
