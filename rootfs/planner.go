@@ -32,6 +32,10 @@ func NewPlanner(o Options) *Planner {
 	return &Planner{merger: merge.New(o.MkfsErofs, o.CacheDir)}
 }
 
+// warnRoot is for a merged disk that is the root filesystem by itself. Below an
+// upper layer nothing of it is seen: an overlay's root is that of the upper.
+const warnRoot = "the root directory shows mode 0777 and owner 0:0, as mkfs.erofs does not merge those of the layers"
+
 // Plan says what becomes of the mounts. It reads the superblocks of the files
 // they name, and merges several layers into one index, which the context
 // bounds. Errors are a *Refusal, or wrap one of those of the packages erofs,
@@ -56,6 +60,9 @@ func (p *Planner) Plan(ctx context.Context, mounts []Mount) (*Plan, error) {
 	}
 	if err := p.addLayers(ctx, plan, layers); err != nil {
 		return nil, err
+	}
+	if layout.Upper == nil && plan.Strategy == StrategyMerged {
+		plan.Warnings = append(plan.Warnings, warnRoot)
 	}
 	plan.Storages = append(plan.Storages, Storage{
 		Disk: len(plan.Disks) - 1, FSType: "erofs",

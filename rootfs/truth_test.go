@@ -163,7 +163,12 @@ func TestTheKernelSeesTheUnionOfTheLayers(t *testing.T) {
 			}
 			disk := qemuReads(t, plan.Disks[1])
 			want, got := trees(t, below, disk)
-			if !slices.Equal(got, want) {
+			// mkfs.erofs does not carry over the root itself. Where there is
+			// an upper layer, its directory stands for the root.
+			if !strings.HasPrefix(got[0], `"." drwxrwxrwx 0:0`) {
+				t.Errorf("the root is %s; is the warning of the plan still right?", got[0])
+			}
+			if !slices.Equal(got[1:], want[1:]) {
 				t.Errorf("merged:\n%s\noverlay:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 			}
 		})

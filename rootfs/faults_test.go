@@ -1,0 +1,239 @@
+package rootfs_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	"github.com/erofsvm/erofsvm/rootfs"
+	"github.com/erofsvm/erofsvm/rootfs/erofs"
+	"github.com/erofsvm/erofsvm/rootfs/internal/erofstest"
+	"github.com/erofsvm/erofsvm/rootfs/merge"
+	"github.com/erofsvm/erofsvm/rootfs/vmdk"
+)
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestABrokenFileIsRefusedByName breaks one file of a chain at a time: the
+// single layer of an image, a layer among others, a device of an index, the
+// index itself, the writable image.
+func TestABrokenFileIsRefusedByName(t *testing.T) {
+	cut := func(n int64) func(*testing.T, string) {
+		return func(t *testing.T, path string) {
+			info, err := os.Stat(path)
+			must(t, err)
+			must(t, os.Truncate(path, info.Size()-n))
+		}
+	}
+	faults := map[string]struct {
+		fault func(*testing.T, string)
+		erofs error // what is reported of an EROFS image
+		ext4  string
+	}{
+		"missing":     {func(t *testing.T, p string) { must(t, os.Remove(p)) }, os.ErrNotExist, "no such file"},
+		"empty":       {func(t *testing.T, p string) { must(t, os.Truncate(p, 0)) }, erofs.ErrEmpty, "empty"},
+		"truncated":   {cut(512), erofs.ErrTruncated, "truncated"},
+		"not aligned": {cut(1), erofs.ErrNotAligned, "multiple of 512"},
+		"other file":  {func(t *testing.T, p string) { write(t, p, make([]byte, 8192)) }, erofs.ErrNotEROFS, "not ext4"},
+		"a directory": {func(t *testing.T, p string) { must(t, errors.Join(os.Remove(p), os.Mkdir(p, 0o700))) }, erofs.ErrNotRegular, "not a regular file"},
+		"a FIFO":      {func(t *testing.T, p string) { must(t, errors.Join(os.Remove(p), syscall.Mkfifo(p, 0o600))) }, erofs.ErrNotRegular, "not a regular file"},
+	}
+	type files struct {
+		upper  string
+		layers []string
+		index  string // of all layers
+	}
+	places := map[string]struct {
+		victim func(files) string
+		mounts func(files) []rootfs.Mount
+	}{
+		"only layer":     {func(f files) string { return f.layers[0] }, func(f files) []rootfs.Mount { return blockMounts(f.upper, f.layers[0]) }},
+		"middle layer":   {func(f files) string { return f.layers[1] }, func(f files) []rootfs.Mount { return blockMounts(f.upper, f.layers...) }},
+		"device":         {func(f files) string { return f.layers[1] }, func(f files) []rootfs.Mount { return indexMounts(f.upper, f.index, f.layers...) }},
+		"index":          {func(f files) string { return f.index }, func(f files) []rootfs.Mount { return indexMounts(f.upper, f.index, f.layers...) }},
+		"writable image": {func(f files) string { return f.upper }, func(f files) []rootfs.Mount { return blockMounts(f.upper, f.layers...) }},
+	}
+	for where, place := range places {
+		for what, c := range faults {
+			t.Run(where+" "+what, func(t *testing.T) {
+				dir := t.TempDir()
+				f := files{upper: ext4Image(t, 1<<20), layers: chain(t, dir, 3), index: filepath.Join(dir, "index.erofs")}
+				makeIndex(t, f.index, f.layers)
+				victim := place.victim(f)
+				c.fault(t, victim)
+				plan, err := newPlanner(t).Plan(deadline(t), place.mounts(f))
+				if err == nil {
+					t.Fatalf("planned as %+v", plan)
+				}
+				want, words := c.erofs, ""
+				if victim == f.upper {
+					want, words = rootfs.ErrUpper, c.ext4
+				}
+				if what == "missing" {
+					want = os.ErrNotExist
+				}
+				if !errors.Is(err, want) || !strings.Contains(err.Error(), victim) || !strings.Contains(err.Error(), words) {
+					t.Errorf("%v, want %v %s with the name %s", err, want, words, victim)
+				}
+			})
+		}
+	}
+}
+
+// makeIndex puts an index of the layers at path, exactly as mkfs.erofs makes
+// it.
+func makeIndex(t testing.TB, path string, layers []string) {
+	t.Helper()
+	var images []*erofs.Image
+	for _, l := range layers {
+		image, err := erofs.Inspect(l)
+		must(t, err)
+		images = append(images, image)
+	}
+	made, err := merge.New(erofstest.Mkfs(t), t.TempDir()).Fsmeta(deadline(t), images)
+	must(t, err)
+	write(t, path, read(t, made.Meta.Path)[:made.Meta.Super.Bytes()])
+}
+
+// indexMounts is what containerd hands over where an index stands for the
+// layers, oldest first.
+func indexMounts(upper, index string, layers ...string) []rootfs.Mount {
+	mounts := blockMounts(upper, index)
+	for _, l := range layers {
+		mounts[1].Options = append(mounts[1].Options, "device="+l)
+	}
+	return mounts
+}
+
+func TestAnIndexThatDoesNotFitItsLayersIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	layers := chain(t, dir, 3)
+	index := filepath.Join(dir, "index.erofs")
+	makeIndex(t, index, layers)
+	other := erofstest.Layer(t, dir, "other.erofs", []erofstest.Entry{erofstest.File("x", "x")})
+	small := erofstest.Layer(t, dir, "small.erofs", []erofstest.Entry{erofstest.File("x", "x")}, "-b1024")
+	reversed := slices.Clone(layers)
+	slices.Reverse(reversed)
+	for name, devices := range map[string][]string{
+		"wrong order":      reversed,
+		"another layer":    {layers[0], other, layers[2]},
+		"another size":     {layers[0], small, layers[2]},
+		"one too few":      layers[:2],
+		"one too many":     append(slices.Clone(layers), other),
+		"an index in it":   {layers[0], index, layers[2]},
+		"the same one all": {layers[0], layers[0], layers[0]},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := newPlanner(t).Plan(deadline(t), indexMounts("/none", index, devices...))
+			if !errors.Is(err, erofs.ErrMismatch) || !strings.Contains(err.Error(), index) {
+				t.Errorf("%v, want %v and the name of the index", err, erofs.ErrMismatch)
+			}
+		})
+	}
+	t.Run("no device", func(t *testing.T) {
+		_, err := newPlanner(t).Plan(deadline(t), blockMounts("/none", index))
+		if err == nil || classOf(t, err) != rootfs.ClassTarIndex {
+			t.Errorf("%v, want class %s", err, rootfs.ClassTarIndex)
+		}
+	})
+}
+
+func TestPathsThatADescriptorCannotHoldAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	layers := chain(t, dir, 2)
+	for name, path := range map[string]string{
+		"quotation mark": filepath.Join(dir, `a"b`),
+		"512 bytes":      dir + "/" + strings.Repeat("d", 200) + "/" + strings.Repeat("d", 512-len(dir)-202),
+	} {
+		t.Run(name, func(t *testing.T) {
+			must(t, os.MkdirAll(filepath.Dir(path), 0o700))
+			must(t, os.Link(layers[1], path))
+			_, err := newPlanner(t).Plan(deadline(t), blockMounts(ext4Image(t, 1<<20), layers[0], path))
+			if !errors.Is(err, vmdk.ErrPath) || !strings.Contains(err.Error(), fmt.Sprintf("%q", path)) {
+				t.Errorf("%v, want %v with the path", err, vmdk.ErrPath)
+			}
+		})
+	}
+	t.Run("line feed", func(t *testing.T) {
+		_, err := newPlanner(t).Plan(deadline(t), blockMounts("/none", layers[0], "/a\nRW 1 FLAT"))
+		if err == nil || classOf(t, err) != rootfs.ClassInvalid {
+			t.Errorf("%v, want class %s", err, rootfs.ClassInvalid)
+		}
+	})
+}
+
+func TestLayersOfDifferentBlockSizesAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	small := erofstest.Layer(t, dir, "small.erofs", []erofstest.Entry{erofstest.File("x", "x")}, "-b1024")
+	_, err := newPlanner(t).Plan(deadline(t), blockMounts(ext4Image(t, 1<<20), chain(t, dir, 1)[0], small))
+	if !errors.Is(err, merge.ErrIneligible) || !strings.Contains(err.Error(), small) {
+		t.Errorf("%v, want %v with the name of the layer", err, merge.ErrIneligible)
+	}
+}
+
+// TestALayerWithATailKeepsTheOthersInPlace appends to a layer what dm-verity
+// would: the extent must end with the filesystem.
+func TestALayerWithATailKeepsTheOthersInPlace(t *testing.T) {
+	layers := chain(t, t.TempDir(), 3)
+	for _, l := range layers {
+		write(t, l, append(read(t, l), make([]byte, 4096*3)...))
+	}
+	plan, err := newPlanner(t).Plan(deadline(t), blockMounts(ext4Image(t, 1<<20), layers...))
+	must(t, err)
+	checkExtents(t, plan.Disks[1], layers)
+}
+
+func TestReadOnlyViewsHaveNoUpper(t *testing.T) {
+	layers := chain(t, t.TempDir(), 2)
+	lower := func(path string) rootfs.Mount {
+		return rootfs.Mount{Type: "erofs", Source: path, Options: []string{"ro", "loop"}}
+	}
+	for name, mounts := range map[string][]rootfs.Mount{
+		"one layer": {lower(layers[0])},
+		"overlay": {lower(layers[1]), lower(layers[0]), {
+			Type: "format/mkdir/overlay", Source: "overlay", Options: []string{"ro", "lowerdir={{ overlay 0 1 }}"},
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			plan, err := newPlanner(t).Plan(deadline(t), mounts)
+			must(t, err)
+			if len(plan.Disks) != 1 || len(plan.Storages) != 1 || !plan.Disks[0].ReadOnly {
+				t.Errorf("%+v, want one read-only disk and its storage", plan)
+			}
+			if merged := plan.Strategy == rootfs.StrategyMerged; merged != (len(plan.Warnings) == 1) {
+				t.Errorf("warnings %q, want one about the root of a merged disk", plan.Warnings)
+			}
+		})
+	}
+}
+
+func TestPlansOfOneImageAtOnceShareTheIndex(t *testing.T) {
+	layers := chain(t, t.TempDir(), 4)
+	upper := ext4Image(t, 1<<20)
+	planner, ctx := newPlanner(t), deadline(t)
+	const containers = 8
+	plans := make([]*rootfs.Plan, containers)
+	errs := make([]error, containers)
+	var wg sync.WaitGroup
+	for i := range containers {
+		wg.Go(func() { plans[i], errs[i] = planner.Plan(ctx, blockMounts(upper, layers...)) })
+	}
+	wg.Wait()
+	must(t, errors.Join(errs...))
+	for i, p := range plans {
+		if !slices.Equal(p.Disks[1].Extents, plans[0].Disks[1].Extents) {
+			t.Errorf("plan %d has %v, plan 0 %v", i, p.Disks[1].Extents, plans[0].Disks[1].Extents)
+		}
+	}
+}
