@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -249,18 +250,23 @@ func TestRealImages(t *testing.T) {
 }
 
 // FuzzReadSuperblock wants an error or values that are in bounds, whatever the
-// image holds.
+// image holds from its superblock on.
 func FuzzReadSuperblock(f *testing.F) {
-	f.Add(image(1))
-	f.Add(image(2, device{tag: "a", blocks: 1, start: 2}))
-	f.Add(change(image(1), 80, uint32(0x80)))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		sb, err := erofs.ReadSuperblock(bytes.NewReader(data), int64(len(data)))
+	for _, seed := range [][]byte{
+		image(1), image(2, device{tag: "a", blocks: 1, start: 2}), change(image(1), 80, uint32(0x80)),
+		image(1, device{tag: "a", blocks: 1, start: 1}, device{tag: "b", blocks: 1, start: 2}),
+	} {
+		f.Add(seed[1024:1024+512], int64(len(seed)))
+	}
+	f.Fuzz(func(t *testing.T, data []byte, size int64) {
+		// As in a file, there are zeros or nothing behind the data.
+		file := io.NewSectionReader(bytes.NewReader(append(make([]byte, 1024), data...)), 0, size)
+		sb, err := erofs.ReadSuperblock(file, size)
 		if err != nil {
 			return
 		}
-		if sb.Blocks <= 0 || sb.BlockSize < 512 || sb.Bytes() > int64(len(data)) {
-			t.Errorf("%+v of %d bytes", sb, len(data))
+		if sb.Blocks <= 0 || sb.BlockSize < 512 || sb.Bytes() > size {
+			t.Errorf("%+v of %d bytes", sb, size)
 		}
 		for _, d := range sb.Devices {
 			if d.Blocks < 0 || d.Start < 0 || len(d.Tag) > 64 {
