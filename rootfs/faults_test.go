@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -234,6 +235,36 @@ func TestPlansOfOneImageAtOnceShareTheIndex(t *testing.T) {
 	for i, p := range plans {
 		if !slices.Equal(p.Disks[1].Extents, plans[0].Disks[1].Extents) {
 			t.Errorf("plan %d has %v, plan 0 %v", i, p.Disks[1].Extents, plans[0].Disks[1].Extents)
+		}
+	}
+}
+
+// TestARealWritableImageIsTaken has the images that mkfs.ext4 makes of the
+// sizes that containerd asks for, with small and with usual blocks.
+func TestARealWritableImageIsTaken(t *testing.T) {
+	mkfs, err := exec.LookPath("mkfs.ext4")
+	if err != nil {
+		t.Skipf("no mkfs.ext4: %v", err)
+	}
+	layer := chain(t, t.TempDir(), 1)[0]
+	for _, size := range []int64{4 << 20, 64 << 20, 64<<20 + 512, 5 << 30} {
+		image := filepath.Join(t.TempDir(), "rwlayer.img")
+		write(t, image, nil)
+		must(t, os.Truncate(image, size))
+		if out, err := exec.Command(mkfs, "-q", image).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		plan, err := newPlanner(t).Plan(deadline(t), blockMounts(image, layer))
+		if err != nil {
+			t.Errorf("%d bytes: %v", size, err)
+			continue
+		}
+		if d := plan.Disks[0]; d.Bytes != size || d.ReadOnly || d.Path != image {
+			t.Errorf("%d bytes: disk is %+v", size, d)
+		}
+		must(t, os.Truncate(image, size/2))
+		if _, err := newPlanner(t).Plan(deadline(t), blockMounts(image, layer)); !errors.Is(err, rootfs.ErrUpper) {
+			t.Errorf("%d bytes, half of it lost: %v", size, err)
 		}
 	}
 }
