@@ -29,6 +29,10 @@ const agentPort = 1024
 // of a pod runs in it.
 const seedSize = 64
 
+// lastWords is how long a VM whose agent has hung up gets to end by itself, so
+// that the error can say why.
+const lastWords = 3 * time.Second
+
 // machine is the VM of a sandbox with its agent. Its life is obtain →
 // personalise → attach: until it is personalised nothing in it belongs to a pod.
 type machine struct {
@@ -219,20 +223,22 @@ func (m *machine) alive() bool {
 func (m *machine) pid() int { return int(m.qemuPid.Load()) }
 
 // explain adds to an error of Create what its text alone does not say: that
-// the VM died meanwhile, or that somebody killed the container.
+// somebody killed the container, or that the VM died meanwhile.
 func (m *machine) explain(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); errors.Is(cause, errAbandoned) && !errors.Is(err, errAbandoned) {
 		return fmt.Errorf("%w: %w", cause, err)
 	}
-	if !m.alive() || errors.Is(err, hypervisor.ErrGone) {
+	if !errors.Is(err, agentclient.ErrConnection) {
 		return err
 	}
+	// The connection breaks before a dying QEMU is gone.
 	select {
 	case <-m.vm.Done():
 		if vmErr := m.vm.Err(); vmErr != nil {
 			return fmt.Errorf("%w: %w", err, vmErr)
 		}
-	default:
+	case <-time.After(lastWords):
+		m.abort(err)
 	}
 	return err
 }

@@ -99,7 +99,7 @@ func (s *Sandbox) reap(ctx context.Context, c *container, m *machine) {
 }
 
 // Kill sends a signal to the container's process, SIGKILL to all of its
-// processes. A container that is being created is given up instead.
+// processes, and ends the VM if its agent does not answer to that. A container that is being created is given up instead.
 func (s *Sandbox) Kill(ctx context.Context, id string, sig syscall.Signal) error {
 	c, m, err := s.find(id)
 	if err != nil {
@@ -112,10 +112,22 @@ func (s *Sandbox) Kill(ctx context.Context, id string, sig syscall.Signal) error
 	case Stopped, Deleted:
 		return fmt.Errorf("container %s: process already finished: %w", id, errdefs.ErrNotFound)
 	}
-	if err := m.agent.SignalProcess(ctx, agentclient.Process{Container: id}, sig); err != nil {
+	err = m.agent.SignalProcess(ctx, agentclient.Process{Container: id}, sig)
+	if err != nil && sig == syscall.SIGKILL && ctx.Err() == nil && unanswered(err) {
+		// Whoever sends SIGKILL wants an end. A guest that does not answer
+		// gets it as a whole.
+		m.abort(err)
+		return nil
+	}
+	if err != nil {
 		return fmt.Errorf("signal container %s: %w", id, err)
 	}
 	return nil
+}
+
+// unanswered says whether a call failed because the agent gave no answer.
+func unanswered(err error) bool {
+	return errors.Is(err, agentclient.ErrConnection) || errors.Is(err, context.DeadlineExceeded)
 }
 
 // Wait waits until the container has stopped and its output is handed over.
