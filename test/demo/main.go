@@ -175,7 +175,7 @@ func (d *demo) ctrRun(ctx context.Context, tree harness.Tree, c *harness.Contain
 }
 
 // kernelLine is how the image's program says what `uname -r` printed.
-var kernelLine = regexp.MustCompile(`(?mi)^.*\bkernel\b[^0-9\n]*([0-9]+\.[0-9]+\S*)`)
+var kernelLine = regexp.MustCompile(`(?mi)^.*\bkernel\b[^0-9\n]*([0-9]+\.[0-9]+[^\s,]*)`)
 
 func kernelIn(output string) string {
 	if found := kernelLine.FindStringSubmatch(output); found != nil {

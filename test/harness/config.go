@@ -97,6 +97,7 @@ func (c ShimConfig) Write(path string) error {
 func shimConfig(t Tree, d dirs) ShimConfig {
 	return ShimConfig{}.
 		Set("", "state_dir", d.sandboxes).
+		Set("", "cache_dir", d.cache).
 		Set("hypervisor", "path", t.QEMU()).
 		Set("guest", "kernel", t.Kernel()).
 		Set("guest", "initrd", t.Initrd()).

@@ -45,7 +45,7 @@ type dirs struct {
 	state     string
 	socket    string
 	sandboxes string // the shim's state_dir
-	cache     string // the shim's cache of fsmeta files
+	cache     string // the shim's cache_dir
 	traces    string // the shim's trace_dir
 	log       string
 }
@@ -59,6 +59,7 @@ type Containerd struct {
 	command *exec.Cmd
 	exited  chan struct{} // closed when the daemon has been waited for
 	lock    *os.File
+	started time.Time
 	client  *client.Client
 }
 
@@ -70,7 +71,7 @@ func Start(ctx context.Context, tree Tree, o Options) (_ *Containerd, err error)
 	if err := Need("tools", tree.Containerd(o.Release), tree.Ctr(o.Release), tree.MkfsErofs()); err != nil {
 		return nil, err
 	}
-	c := &Containerd{tree: tree, options: o, exited: make(chan struct{})}
+	c := &Containerd{tree: tree, options: o, exited: make(chan struct{}), started: time.Now()}
 	defer func() {
 		if err != nil {
 			stopping, cancel := context.WithTimeout(context.WithoutCancel(ctx), 20*time.Second)
@@ -244,7 +245,10 @@ func (c *Containerd) Dir() string { return c.dirs.base }
 // TraceDir is where the shim writes a trace for each sandbox.
 func (c *Containerd) TraceDir() string { return c.dirs.traces }
 
-// SandboxDir is the shim's state directory.
+// CacheDir is the shim's cache_dir.
+func (c *Containerd) CacheDir() string { return c.dirs.cache }
+
+// SandboxDir is the shim's state_dir.
 func (c *Containerd) SandboxDir() string { return c.dirs.sandboxes }
 
 // ShimConfigPath is the configuration that --runtime-config-path should name.

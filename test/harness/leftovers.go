@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/moby/sys/mountinfo"
@@ -35,6 +38,7 @@ func (c *Containerd) Leftovers(ctx context.Context) ([]string, error) {
 		{"mount", func() ([]string, error) { return mountsBelow(c.dirs.base, c.dirs.run) }},
 		{"loop device of", func() ([]string, error) { return loopsBelow(c.dirs.base) }},
 		{"socket", c.strangeSockets},
+		{"dead shim socket", func() ([]string, error) { return c.deadShimSockets() }},
 		{"file of the shim", func() ([]string, error) { return entries(c.dirs.sandboxes) }},
 		{"bundle", func() ([]string, error) {
 			return entries(filepath.Join(c.dirs.state, "io.containerd.runtime.v2.task", Namespace))
@@ -67,6 +71,34 @@ func entries(dir string) ([]string, error) {
 		names = append(names, filepath.Join(dir, entry.Name()))
 	}
 	return names, err
+}
+
+// shimSockets is where containerd's helper library puts the shims' sockets,
+// whatever the state directory of the daemon is (pkg/shim, socketRoot).
+const shimSockets = "/run/containerd/s"
+
+// deadShimSockets lists the sockets that were made since the daemon started and
+// that nobody listens on any more. Those of other daemons, which share the
+// directory, have a listener.
+func (c *Containerd) deadShimSockets() ([]string, error) {
+	all, err := entries(shimSockets)
+	if err != nil {
+		return nil, err
+	}
+	var dead []string
+	for _, path := range all {
+		info, err := os.Lstat(path)
+		if err != nil || info.ModTime().Before(c.started) {
+			continue
+		}
+		conn, err := net.DialTimeout("unix", path, time.Second)
+		if err == nil {
+			conn.Close()
+		} else if errors.Is(err, syscall.ECONNREFUSED) {
+			dead = append(dead, path)
+		}
+	}
+	return dead, nil
 }
 
 func mountsBelow(dirs ...string) ([]string, error) {
