@@ -73,6 +73,9 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		args = append(args, "-device", fmt.Sprintf("pci-bridge,id=%s,bus=pcie.0,addr=%02x,chassis_nr=%d,shpc=off,mem-reserve=1M,pref64-reserve=1M",
 			bridgeID(i), addrBridge+i, i+1))
 	}
+	if s.stopped {
+		args = append(args, "-S")
+	}
 	return args
 }
 

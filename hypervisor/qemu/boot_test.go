@@ -1,4 +1,4 @@
-package qemu_test
+package qemu
 
 import (
 	"bufio"
@@ -8,199 +8,322 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/erofsvm/erofsvm/hypervisor"
-	"github.com/erofsvm/erofsvm/hypervisor/internal/testguest"
-	"github.com/erofsvm/erofsvm/hypervisor/qemu"
-	"github.com/erofsvm/erofsvm/hypervisor/vsock"
 )
 
-// bootTimeout is for a guest under emulation on a machine that does other things
-// as well.
-const bootTimeout = 90 * time.Second
-
-// guestSpec is a VM that boots the guest of testguest.
-func guestSpec(t *testing.T) qemu.Spec {
-	t.Helper()
-	tools := testguest.Find(t)
-	return qemu.Spec{
-		Dir:         filepath.Join(shortDir(t), "vm"),
-		CacheDir:    filepath.Join(t.TempDir(), "cache"),
-		Binary:      tools.QEMU,
-		Accelerator: qemu.AcceleratorTCG,
-		VCPUs:       1,
-		MemoryMiB:   256,
-		Kernel:      tools.Kernel,
-		Initrd:      initrd(t, tools),
-		DiskSlots:   62,
-		Vsock:       vsock.VhostUser,
-		VsockDaemon: tools.VsockDaemon,
-	}
-}
-
-var (
-	initrdOnce sync.Once
-	initrdPath string
-)
-
-// initrd builds the guest's initramfs once for all tests of the package.
-func initrd(t *testing.T, tools testguest.Tools) string {
-	t.Helper()
-	initrdOnce.Do(func() {
-		path := filepath.Join(sharedDir, "initrd.cpio")
-		testguest.Initramfs(t, tools, path, testguest.BuildInit(t, sharedDir), testguest.BootModules, nil)
-		initrdPath = path
-	})
-	if initrdPath == "" {
-		t.Fatal("the initramfs could not be built")
-	}
-	return initrdPath
-}
-
-// shortDir is a directory whose path leaves room for a socket's name.
-func shortDir(t *testing.T) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "hv")
-	if err != nil {
+func TestDisksComeAndGoWhileTheGuestRuns(t *testing.T) {
+	m := start(t, guestSpec(t))
+	// The first one before the guest can have found its bridges.
+	first := attach(t, m, "first", false)
+	if err := m.WaitReady(within(t)); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	return dir
-}
-
-func start(t *testing.T, spec qemu.Spec) *qemu.Machine {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
-	defer cancel()
-	m, err := qemu.Start(ctx, spec)
-	if err != nil {
-		t.Fatal(err)
+	g := dial(t, m)
+	var echo struct{ Echo string }
+	if g.ask(&echo, "echo hello"); echo.Echo != "hello" {
+		t.Errorf("the guest echoes %q", echo.Echo)
 	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), bootTimeout)
-		defer cancel()
-		if err := m.Kill(ctx); err != nil {
+
+	// Past the first bridge, all at once.
+	const n = 33
+	paths := make([]string, n)
+	var all sync.WaitGroup
+	for i := range n {
+		all.Go(func() { paths[i] = attach(t, m, fmt.Sprintf("more-%d", i), true) })
+	}
+	all.Wait()
+	disks := g.disks(n + 1)
+	if d := disks["first"]; d.PCIPath != first || d.ReadOnly || d.Bytes != 1<<20 {
+		t.Errorf("first disk, attached at %s, is %+v", first, d)
+	}
+	for i, path := range paths {
+		if d := disks[fmt.Sprintf("more-%d", i)]; d.PCIPath != path || !d.ReadOnly {
+			t.Errorf("disk attached at %s is %+v", path, d)
+		}
+	}
+	var sum struct{ SHA256 string }
+	g.ask(&sum, "sum %s", disks["more-7"].Name)
+	if want := imageSum(t, "more-7"); sum.SHA256 != want {
+		t.Errorf("the guest reads %s, want %s", sum.SHA256, want)
+	}
+
+	for i := range n {
+		all.Go(func() {
+			for range 2 { // two calls for one disk, at the same time as all others
+				all.Go(func() {
+					if err := m.Detach(within(t), fmt.Sprintf("more-%d", i)); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+		})
+	}
+	all.Wait()
+	if disks := g.disks(1); disks["first"].PCIPath != first {
+		t.Errorf("left is %+v", disks)
+	}
+	again := attach(t, m, "again", true)
+	if !slices.Contains(paths, again) || g.disks(2)["again"].PCIPath != again {
+		t.Errorf("a free slot is not used again: %s", again)
+	}
+	for _, id := range []string{"again", "first"} {
+		if err := m.Detach(within(t), id); err != nil {
 			t.Error(err)
 		}
-		wantNothingLeft(t, m.Record())
-	})
-	return m
+	}
+	wantNoDisk(t, m)
+	t.Logf("phases: %+v", m.Timings())
 }
 
-func boot(t *testing.T, spec qemu.Spec) *qemu.Machine {
+func attach(t *testing.T, m *Machine, id string, readOnly bool) string {
 	t.Helper()
+	a, err := m.Attach(within(t), hypervisor.Disk{ID: id, Driver: hypervisor.DriverRaw, Path: image(t, id, 1), ReadOnly: readOnly})
+	if err != nil {
+		t.Error(err)
+	}
+	return a.PCIPath
+}
+
+func imageSum(t *testing.T, id string) string {
+	t.Helper()
+	b, err := os.ReadFile(image(t, id, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
+}
+
+func TestGuestThatPanicsEndsTheWaitWithItsConsole(t *testing.T) {
+	spec := guestSpec(t)
+	spec.KernelParams = []string{"testguest=exit"}
 	m := start(t, spec)
-	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
+	err := m.WaitReady(within(t))
+	if !errors.Is(err, hypervisor.ErrGone) || !strings.Contains(err.Error(), "Kernel panic - not syncing: Attempted to kill init!") {
+		t.Errorf("error is %v", err)
+	}
+	if got := m.Err(); got == nil || err == nil || got.Error() != err.Error() {
+		t.Errorf("Err is %v", got)
+	}
+	wantNothingLeft(t, m.Record()) // before anybody kills it
+}
+
+func TestAgentThatNeverAnswersMeetsTheDeadline(t *testing.T) {
+	spec := guestSpec(t)
+	spec.KernelParams = []string{"testguest=silent"}
+	m := start(t, spec)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	if err := m.WaitReady(ctx); err != nil {
+	err := m.WaitReady(ctx)
+	if !errors.Is(err, context.DeadlineExceeded) || errors.Is(err, hypervisor.ErrGone) || !strings.Contains(err.Error(), "1028") {
+		t.Errorf("error is %v", err)
+	}
+	if err := m.Kill(within(t)); err != nil {
+		t.Error(err)
+	}
+	wantNothingLeft(t, m.Record())
+}
+
+func TestDeathOfTheVsockDaemonEndsTheMachine(t *testing.T) {
+	m := start(t, stoppedSpec(t))
+	if err := m.Record().VsockDaemon.Kill(within(t)); err != nil {
 		t.Fatal(err)
 	}
-	return m
+	<-m.Done()
+	if err := m.Err(); !errors.Is(err, hypervisor.ErrGone) || !strings.Contains(err.Error(), "vhost-device-vsock ended") {
+		t.Errorf("error is %v", err)
+	}
+	wantNothingLeft(t, m.Record())
 }
 
-// wantNothingLeft fails if a process or the directory of a VM is still there.
-func wantNothingLeft(t *testing.T, r qemu.Record) {
-	t.Helper()
-	for _, pid := range []int{r.QEMU.Pid, r.VsockDaemon.Pid} {
-		if _, err := os.Stat(fmt.Sprintf("/proc/%d", pid)); pid != 0 && !errors.Is(err, os.ErrNotExist) {
-			t.Errorf("process %d is still there (%v)", pid, err)
+func TestStartThatFailsLeavesNothing(t *testing.T) {
+	script := func(body string) string {
+		path := filepath.Join(t.TempDir(), "qemu")
+		if err := os.WriteFile(path, []byte("#!/bin/sh\n"+body+"\n"), 0o755); err != nil {
+			t.Fatal(err)
 		}
+		return path
 	}
-	if _, err := os.Stat(r.Dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("%s is still there (%v)", r.Dir, err)
+	notKernel := filepath.Join(t.TempDir(), "kernel")
+	if err := os.WriteFile(notKernel, []byte("not a kernel"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		change func(*Spec)
+		says   []string
+	}{
+		"QEMU exits at once":      {func(s *Spec) { s.Binary = script("echo no luck today >&2; exit 7") }, []string{"exit status 7", "no luck today"}},
+		"QEMU is killed at once":  {func(s *Spec) { s.Binary = script("kill -SEGV $$") }, []string{"segmentation fault"}},
+		"QEMU never answers":      {func(s *Spec) { s.Binary = script("exec sleep 1000") }, []string{"deadline exceeded"}},
+		"QEMU is no program":      {func(s *Spec) { s.Binary = notExecutableFormat(t) }, []string{"exec format error"}},
+		"the kernel is none":      {func(s *Spec) { s.Kernel = notKernel }, []string{"kernel"}},
+		"the vsock daemon is not": {func(s *Spec) { s.VsockDaemon = "/no/such/daemon" }, []string{"/no/such/daemon"}},
+		"the path is too long":    {func(s *Spec) { s.Dir += strings.Repeat("x", 100) }, []string{"107"}},
+		"the record is not kept":  {func(s *Spec) { s.OnStarted = func(Record) error { return errors.New("disk full") } }, []string{"disk full"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := stoppedSpec(t)
+			tc.change(&spec)
+			var record Record
+			if spec.OnStarted == nil {
+				spec.OnStarted = func(r Record) error { record = r; return nil }
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			m, err := Start(ctx, spec)
+			if err == nil {
+				_ = m.Kill(within(t))
+				t.Fatal("no error")
+			}
+			for _, say := range tc.says {
+				if !strings.Contains(err.Error(), say) {
+					t.Errorf("the error does not say %q: %v", say, err)
+				}
+			}
+			record.Dir = spec.Dir
+			wantNothingLeft(t, record)
+		})
 	}
 }
 
-// guest is a connection to the program in the guest.
-type guest struct {
-	t     *testing.T
-	conn  net.Conn
-	lines *bufio.Scanner
-}
-
-func dial(t *testing.T, m *qemu.Machine) *guest {
+func notExecutableFormat(t *testing.T) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
-	defer cancel()
-	conn, err := m.Dial(ctx, vsock.PortAgent)
+	path := filepath.Join(t.TempDir(), "qemu")
+	if err := os.WriteFile(path, []byte{0, 1, 2, 3}, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestDirectoryOfAnotherMachineIsRefusedAndKept(t *testing.T) {
+	spec := stoppedSpec(t)
+	m := start(t, spec)
+	if _, err := Start(within(t), spec); err == nil || !strings.Contains(err.Error(), "is not empty") {
+		t.Errorf("error is %v", err)
+	}
+	if entries, err := os.ReadDir(spec.Dir); err != nil || len(entries) == 0 {
+		t.Errorf("the first machine's directory has %d entries, %v", len(entries), err)
+	}
+	if err := m.Err(); err != nil {
+		t.Error(err)
+	}
+}
+
+// ownerMode makes the test binary the owner of a VM: it starts the Spec that the
+// variable holds, prints the Record and waits to be killed.
+const ownerMode = "QEMU_TEST_OWNER"
+
+func ownVM() int {
+	var spec Spec
+	if err := json.Unmarshal([]byte(os.Getenv(ownerMode)), &spec); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	spec.stopped = true
+	m, err := Start(context.Background(), spec)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	if err := json.NewEncoder(os.Stdout).Encode(m.Record()); err != nil {
+		return 1
+	}
+	<-m.Done()
+	return 1
+}
+
+func TestMachineOfAKilledOwnerIsGoneAndCleanupRemovesTheRest(t *testing.T) {
+	spec := guestSpec(t)
+	b, err := json.Marshal(spec)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
-	return &guest{t: t, conn: conn, lines: bufio.NewScanner(conn)}
-}
-
-func (g *guest) ask(answer any, format string, args ...any) {
-	g.t.Helper()
-	if err := g.conn.SetDeadline(time.Now().Add(bootTimeout)); err != nil {
-		g.t.Fatal(err)
-	}
-	if _, err := fmt.Fprintf(g.conn, format+"\n", args...); err != nil {
-		g.t.Fatal(err)
-	}
-	if !g.lines.Scan() {
-		g.t.Fatalf("no answer to %s: %v", fmt.Sprintf(format, args...), g.lines.Err())
-	}
-	if err := json.Unmarshal(g.lines.Bytes(), answer); err != nil {
-		g.t.Fatalf("%s: %v", g.lines.Bytes(), err)
-	}
-}
-
-type guestDisk struct {
-	Name     string `json:"name"`
-	Serial   string `json:"serial"`
-	PCIPath  string `json:"pci_path"`
-	Bytes    int64  `json:"bytes"`
-	ReadOnly bool   `json:"read_only"`
-}
-
-func TestGuestIsReadyAndAnswers(t *testing.T) {
-	m := boot(t, guestSpec(t))
-	g := dial(t, m)
-	var answer struct{ Echo string }
-	g.ask(&answer, "echo hello")
-	if answer.Echo != "hello" {
-		t.Errorf("echo is %q", answer.Echo)
-	}
-	t.Logf("timings: %+v", m.Timings())
-
-	content := sha256.Sum256([]byte(strings.Repeat("layer", 1<<20)))
-	path := filepath.Join(t.TempDir(), "disk.img")
-	if err := os.WriteFile(path, []byte(strings.Repeat("layer", 1<<20))[:1<<20], 0o444); err != nil {
-		t.Fatal(err)
-	}
-	content = sha256.Sum256([]byte(strings.Repeat("layer", 1<<20))[:1<<20])
-	ctx, cancel := context.WithTimeout(t.Context(), bootTimeout)
-	defer cancel()
-	at := time.Now()
-	a, err := m.Attach(ctx, hypervisor.Disk{ID: "layers-1", Driver: hypervisor.DriverRaw, Path: path, ReadOnly: true})
+	owner := exec.CommandContext(within(t), os.Args[0])
+	owner.Env = append(os.Environ(), ownerMode+"="+string(b))
+	owner.Stderr = os.Stderr
+	out, err := owner.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("attached at %s in %v", a.PCIPath, time.Since(at))
-	var disks []guestDisk
-	for {
-		g.ask(&disks, "disks")
-		if len(disks) > 0 {
-			break
-		}
-	}
-	t.Logf("%+v after %v", disks, time.Since(at))
-	var sum struct{ SHA256 string }
-	g.ask(&sum, "sum %s", disks[0].Name)
-	if sum.SHA256 != hex.EncodeToString(content[:]) {
-		t.Errorf("sum %s", sum.SHA256)
-	}
-	at = time.Now()
-	if err := m.Detach(ctx, "layers-1"); err != nil {
+	if err := owner.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Logf("detached in %v", time.Since(at))
+	line, err := bufio.NewReader(out).ReadBytes('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	var record Record
+	if err := json.Unmarshal(line, &record); err != nil {
+		t.Fatal(err)
+	}
+	var watched []unix.PollFd
+	for _, id := range []int{record.QEMU.Pid, record.VsockDaemon.Pid} {
+		fd, err := unix.PidfdOpen(id, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(fd)
+		watched = append(watched, unix.PollFd{Fd: int32(fd), Events: unix.POLLIN})
+	}
+	if err := owner.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = owner.Wait()
+	for i := range watched {
+		if n, err := unix.Poll(watched[i:i+1], 5000); n != 1 {
+			t.Errorf("process %d of the VM outlives its owner (%v)", i, err)
+		}
+	}
+	for range 2 {
+		if err := Cleanup(within(t), record); err != nil {
+			t.Error(err)
+		}
+	}
+	// Who inherits the dead processes reaps them when it likes.
+	wantNothingLeft(t, Record{Dir: record.Dir})
+}
+
+func TestCleanupEndsARunningMachine(t *testing.T) {
+	m := start(t, stoppedSpec(t))
+	var all sync.WaitGroup
+	for range 3 {
+		all.Go(func() {
+			if err := Cleanup(within(t), m.Record()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	<-m.Done()
+	wantNothingLeft(t, m.Record())
+}
+
+func TestCleanupRemovesNothingThatIsNotOurs(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "vm")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "precious")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []string{dir, "", "relative", "/tmp/../etc"} {
+		if err := Cleanup(within(t), Record{Dir: d}); err == nil {
+			t.Errorf("no error for %q", d)
+		}
+	}
+	if _, err := os.Stat(file); err != nil {
+		t.Error(err)
+	}
 }

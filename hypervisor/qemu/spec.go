@@ -89,7 +89,11 @@ type Spec struct {
 	// OnStarted, if set, is called once by Start as soon as the processes of
 	// the VM exist, so that the caller can write the record where Cleanup finds
 	// it after a crash. An error ends the start.
-	OnStarted func(Record) error
+	OnStarted func(Record) error `json:"-"`
+
+	// stopped keeps the guest from running (-S), for tests of what QEMU does
+	// without one.
+	stopped bool
 }
 
 // ErrSpec is wrapped by every error about a Spec that Start refuses before it

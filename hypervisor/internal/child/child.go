@@ -55,8 +55,11 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 		}
 		p.handle = cmd.Process
 		p.id = Identity{Pid: cmd.Process.Pid}
-		// The child is not yet waited for, so its entry in /proc is its own.
+		// The child is not yet waited for, so the pid is its own.
 		start, err := startTime(cmd.Process.Pid)
+		if err == nil {
+			err = noCore(cmd.Process.Pid)
+		}
 		if err != nil {
 			_ = cmd.Process.Kill()
 			_ = cmd.Wait()
@@ -72,6 +75,16 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	return p, nil
+}
+
+// noCore keeps a process that crashes from writing its memory, which is the
+// guest's, to a file of the host.
+func noCore(pid int) error {
+	err := unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
+	if errors.Is(err, unix.ESRCH) { // a zombie has no limits any more
+		return nil
+	}
+	return err
 }
 
 // Identity names the process for a later run of another program.

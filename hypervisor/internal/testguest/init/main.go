@@ -15,6 +15,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/mdlayher/vsock"
@@ -118,16 +119,11 @@ func handle(line string) (any, error) {
 	case "echo":
 		return map[string]string{"echo": arg}, nil
 	case "disks":
-		return disks()
-	case "uptime":
-		b, err := os.ReadFile("/proc/uptime")
-		return map[string]string{"uptime": strings.TrimSpace(string(b))}, err
+		return waitForDisks(arg)
 	case "sum":
 		return sum(arg)
 	case "write":
 		return map[string]string{}, os.WriteFile("/dev/"+arg, []byte("written by the guest"), 0)
-	case "hang": // keeps a disk's device busy: not needed yet
-		return nil, fmt.Errorf("no such verb")
 	case "panic":
 		return nil, os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
 	}
@@ -142,6 +138,33 @@ type disk struct {
 	ReadOnly bool   `json:"read_only"`
 }
 
+// waitForDisks returns the disks once there are as many as count says. What comes
+// is announced by the kernel (lib/kobject_uevent.c).
+func waitForDisks(count string) ([]disk, error) {
+	want, err := strconv.Atoi(count)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, 8<<10)
+	for {
+		found, err := disks()
+		if err != nil || len(found) == want {
+			return found, err
+		}
+		if _, err := unix.Read(fd, buf); err != nil && err != unix.ENOBUFS {
+			return nil, err
+		}
+	}
+}
+
 func disks() ([]disk, error) {
 	found := []disk{}
 	blocks, err := filepath.Glob("/sys/block/vd*")
@@ -151,6 +174,9 @@ func disks() ([]disk, error) {
 	for _, b := range blocks {
 		d := disk{Name: filepath.Base(b)}
 		serial, err := os.ReadFile(b + "/serial")
+		if os.IsNotExist(err) {
+			continue // on its way in or out
+		}
 		if err != nil {
 			return nil, err
 		}

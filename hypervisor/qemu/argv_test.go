@@ -1,0 +1,100 @@
+package qemu
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/erofsvm/erofsvm/hypervisor/vsock"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func TestArgv(t *testing.T) {
+	spec := Spec{
+		Dir: "/run/erofsvm/vm", Binary: "/usr/bin/qemu-system-x86_64",
+		VCPUs: 2, MemoryMiB: 512, Kernel: "/boot/vmlinuz", Initrd: "/boot/initrd",
+		KernelParams: []string{"agent.log=debug", "a,b"}, DiskSlots: 32,
+	}.withDefaults()
+	few := spec
+	few.DiskSlots, few.KernelParams, few.Machine = 0, nil, "pc-q35-7.2"
+	for name, tc := range map[string]struct {
+		spec  Spec
+		accel Accelerator
+		dev   vsock.Wiring
+	}{
+		"kvm-kernel-vsock":   {spec, AcceleratorKVM, vsock.Wiring{Kind: vsock.Kernel, CID: 4711}},
+		"tcg-vhost-user":     {spec, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
+		"no-slots-old-model": {few, AcceleratorTCG, vsock.Wiring{Kind: vsock.Kernel, CID: 5}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			args := argv(tc.spec, tc.accel, tc.dev)
+			if again := argv(tc.spec, tc.accel, tc.dev); !slices.Equal(args, again) {
+				t.Error("a second call gives something else")
+			}
+			golden(t, name+".args", lines(args))
+		})
+	}
+}
+
+// lines puts every option on a line of its own.
+func lines(args []string) string {
+	var out strings.Builder
+	for i, a := range args {
+		switch {
+		case i == 0:
+		case strings.HasPrefix(a, "-"):
+			out.WriteByte('\n')
+		default:
+			out.WriteByte(' ')
+		}
+		out.WriteString(a)
+	}
+	return out.String() + "\n"
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name)
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs; look at it, then run the test with -update:\n%s", path, got)
+	}
+}
+
+// Over vhost-user with private memory QEMU says nothing and vsock never works.
+func TestVhostUserHasSharedMemory(t *testing.T) {
+	spec := Spec{MemoryMiB: 256}
+	shared := func(dev vsock.Wiring) bool {
+		return slices.ContainsFunc(argv(spec, AcceleratorTCG, dev), func(a string) bool {
+			return strings.HasPrefix(a, "memory-backend-memfd,") && strings.HasSuffix(a, ",share=on")
+		})
+	}
+	if !shared(vsock.Wiring{Kind: vsock.VhostUser, SharedMemory: true}) {
+		t.Error("memory of a VM with vhost-user is private")
+	}
+	if shared(vsock.Wiring{Kind: vsock.Kernel, CID: 3}) {
+		t.Error("memory is shared without need")
+	}
+}
+
+// What differs between two VMs of one configuration is in the descriptors they
+// inherit and in the CID, never on the guest's command line.
+func TestNothingOfOneVMReachesTheGuestsCommandLine(t *testing.T) {
+	a, b := Spec{Dir: "/run/a", MemoryMiB: 256}, Spec{Dir: "/run/b", MemoryMiB: 256}
+	dev := vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}
+	if !slices.Equal(argv(a, AcceleratorTCG, dev), argv(b, AcceleratorTCG, dev)) {
+		t.Error("two VMs of one configuration have different command lines")
+	}
+}

@@ -1,0 +1,212 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/hypervisor"
+)
+
+// nodes are the block nodes QEMU has.
+func nodes(t *testing.T, m *Machine) []string {
+	t.Helper()
+	var list []struct {
+		Name string `json:"node-name"`
+	}
+	if err := m.proc.monitor.Execute(within(t), "query-named-block-nodes", map[string]any{"flat": true}, &list); err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, n := range list {
+		names = append(names, n.Name)
+	}
+	return names
+}
+
+func wantNoDisk(t *testing.T, m *Machine) {
+	t.Helper()
+	if left := nodes(t, m); len(left) > 0 {
+		t.Errorf("block nodes are left: %v", left)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.disks) > 0 {
+		t.Errorf("%d disks are still known", len(m.disks))
+	}
+	for i, taken := range m.slots.taken {
+		if taken {
+			t.Errorf("slot %d is still taken", i)
+		}
+	}
+}
+
+// A guest that does not run plugs nothing, but QEMU does everything up to there.
+func TestAttachThatFailsLeavesNothing(t *testing.T) {
+	m := start(t, stoppedSpec(t))
+	good := image(t, "good", 1)
+	fifo := filepath.Join(t.TempDir(), "fifo")
+	if err := unix.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	descriptor := filepath.Join(t.TempDir(), "bad.vmdk")
+	if err := os.WriteFile(descriptor, []byte("# Disk DescriptorFile\ncreateType=\"twoGbMaxExtentFlat\"\nRW 8 FLAT \"/no/such/extent\" 0\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	// Takes the name that the device of the disk "twin" would have, so that
+	// device_add fails after blockdev-add has not.
+	if err := m.proc.monitor.Execute(within(t), "device_add", map[string]string{
+		"driver": "virtio-rng-pci", "id": "virtio-twin", "bus": "bridge0", "addr": "1f", "disable-legacy": "on",
+	}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		disk hypervisor.Disk
+		want error
+	}{
+		"missing file":     {hypervisor.Disk{ID: "a", Driver: hypervisor.DriverRaw, Path: "/no/such/file"}, os.ErrNotExist},
+		"fifo":             {hypervisor.Disk{ID: "a", Driver: hypervisor.DriverRaw, Path: fifo}, nil},
+		"directory":        {hypervisor.Disk{ID: "a", Driver: hypervisor.DriverRaw, Path: "/"}, nil},
+		"relative path":    {hypervisor.Disk{ID: "a", Driver: hypervisor.DriverRaw, Path: "disk.img"}, nil},
+		"protocol in path": {hypervisor.Disk{ID: "a", Driver: hypervisor.DriverRaw, Path: "nbd://localhost/"}, nil},
+		"newline in path":  {hypervisor.Disk{ID: "a", Driver: hypervisor.DriverRaw, Path: "/a\nb"}, nil},
+		"unknown driver":   {hypervisor.Disk{ID: "a", Driver: "qcow2", Path: good}, nil},
+		"writable vmdk":    {hypervisor.Disk{ID: "a", Driver: hypervisor.DriverVMDK, Path: good}, nil},
+		"not a vmdk":       {hypervisor.Disk{ID: "a", Driver: hypervisor.DriverVMDK, Path: good, ReadOnly: true}, nil},
+		"missing extent":   {hypervisor.Disk{ID: "a", Driver: hypervisor.DriverVMDK, Path: descriptor, ReadOnly: true}, nil},
+		"device refused":   {hypervisor.Disk{ID: "twin", Driver: hypervisor.DriverRaw, Path: good, ReadOnly: true}, nil},
+		"no ID":            {hypervisor.Disk{Driver: hypervisor.DriverRaw, Path: good, ReadOnly: true}, nil},
+		"long ID":          {hypervisor.Disk{ID: strings.Repeat("a", 21), Driver: hypervisor.DriverRaw, Path: good, ReadOnly: true}, nil},
+		"ID with a comma":  {hypervisor.Disk{ID: "a,b", Driver: hypervisor.DriverRaw, Path: good, ReadOnly: true}, nil},
+		"ID with a slash":  {hypervisor.Disk{ID: "../a", Driver: hypervisor.DriverRaw, Path: good, ReadOnly: true}, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := m.Attach(within(t), tc.disk)
+			if err == nil || tc.want != nil && !errors.Is(err, tc.want) {
+				t.Fatalf("error is %v", err)
+			}
+			if !strings.Contains(err.Error(), fmt.Sprintf("%q", tc.disk.ID)) {
+				t.Errorf("the error does not name the disk: %v", err)
+			}
+			wantNoDisk(t, m)
+		})
+	}
+}
+
+func TestAttachOfAnAttachedIDIsRefused(t *testing.T) {
+	m := start(t, stoppedSpec(t))
+	d := hypervisor.Disk{ID: "a", Driver: hypervisor.DriverRaw, Path: image(t, "a", 1), ReadOnly: true}
+	if _, err := m.Attach(within(t), d); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Attach(within(t), d); !errors.Is(err, ErrDiskExists) {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func TestAsManyDisksAsSlots(t *testing.T) {
+	spec := stoppedSpec(t)
+	spec.DiskSlots = 128
+	m := start(t, spec)
+	path := image(t, "shared", 1)
+	paths := make([]string, spec.DiskSlots)
+	var all sync.WaitGroup
+	for i := range paths {
+		all.Go(func() {
+			a, err := m.Attach(within(t), hypervisor.Disk{ID: fmt.Sprintf("d-%d", i), Driver: hypervisor.DriverRaw, Path: path, ReadOnly: true})
+			if err != nil {
+				t.Error(err)
+			}
+			paths[i] = a.PCIPath
+		})
+	}
+	all.Wait()
+	seen := map[string]bool{}
+	for _, p := range paths {
+		if seen[p] {
+			t.Errorf("two disks are at %s", p)
+		}
+		seen[p] = true
+	}
+	_, err := m.Attach(within(t), hypervisor.Disk{ID: "more", Driver: hypervisor.DriverRaw, Path: path, ReadOnly: true})
+	if !errors.Is(err, ErrNoSlot) {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// A guest that never lets go must not hold the caller up, and what it has keeps
+// its slot, so that nothing else is plugged there.
+func TestDetachFromADeafGuestMeetsItsDeadlineEachTime(t *testing.T) {
+	m := start(t, stoppedSpec(t))
+	d := hypervisor.Disk{ID: "a", Driver: hypervisor.DriverRaw, Path: image(t, "a", 1), ReadOnly: true}
+	if _, err := m.Attach(within(t), d); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+		if err := m.Detach(ctx, "a"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("error is %v", err)
+		}
+		cancel()
+	}
+	if _, err := m.Attach(within(t), d); !errors.Is(err, ErrDiskExists) {
+		t.Errorf("attach again: %v", err)
+	}
+}
+
+func TestDetachOfAnUnknownDiskIsNoError(t *testing.T) {
+	m := start(t, stoppedSpec(t))
+	if err := m.Detach(within(t), "never"); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCallsAfterTheEndSayThatTheMachineIsGone(t *testing.T) {
+	m := start(t, stoppedSpec(t))
+	d := hypervisor.Disk{ID: "a", Driver: hypervisor.DriverRaw, Path: image(t, "a", 1), ReadOnly: true}
+	if _, err := m.Attach(within(t), d); err != nil {
+		t.Fatal(err)
+	}
+	waiting := make(chan error, 2)
+	go func() { waiting <- m.Detach(within(t), "a") }()
+	go func() { waiting <- m.WaitReady(within(t)) }()
+	if err := m.Kill(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	<-m.Done()
+	if err := m.Err(); err != nil {
+		t.Errorf("a killed machine has ended with %v", err)
+	}
+	for range 2 {
+		if err := <-waiting; !errors.Is(err, hypervisor.ErrGone) {
+			t.Errorf("a call that waited: %v", err)
+		}
+	}
+	d.ID = "b"
+	if _, err := m.Attach(within(t), d); !errors.Is(err, hypervisor.ErrGone) {
+		t.Errorf("attach: %v", err)
+	}
+	if err := m.Detach(within(t), "a"); !errors.Is(err, hypervisor.ErrGone) {
+		t.Errorf("detach: %v", err)
+	}
+	if err := m.WaitReady(within(t)); !errors.Is(err, hypervisor.ErrGone) {
+		t.Errorf("wait: %v", err)
+	}
+	if _, err := m.Dial(within(t), 1024); !errors.Is(err, hypervisor.ErrGone) {
+		t.Errorf("dial: %v", err)
+	}
+	if err := m.Kill(within(t)); err != nil {
+		t.Errorf("kill again: %v", err)
+	}
+	if m.Pid() == 0 {
+		t.Error("the pid is forgotten")
+	}
+}
