@@ -84,7 +84,7 @@ func containerSpec(id string, args ...string) *pb.Spec {
 			User:            &pb.User{UID: 0, GID: 0, AdditionalGids: []uint32{7}},
 			NoNewPrivileges: true,
 			Capabilities:    &pb.LinuxCapabilities{Bounding: someCapabilities, Effective: someCapabilities, Permitted: someCapabilities},
-			Rlimits:         []*pb.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 512, Hard: 1024}},
+			Rlimits:         []*pb.POSIXRlimit{{Type: "RLIMIT_CORE", Soft: 512, Hard: 1024}},
 		},
 		Hostname: "inside",
 		Mounts: []*pb.Mount{
@@ -193,7 +193,7 @@ func TestAgentInVM(t *testing.T) {
 		}
 		for _, want := range []string{
 			"hostname: inside\n", "pid: 1\n", "NoNewPrivs: 1\n", "CapEff: 0000000000000421\n", "CapBnd: 0000000000000421\n", "Groups: 7",
-			"nofile: 512 1024\n", "memory.max: 104857600 <nil>\n", "kcore: 0 <nil>\n",
+			"core: 512 1024\n", "memory.max: 104857600 <nil>\n", "kcore: 0 <nil>\n",
 			"sysctl: open /proc/sys/kernel/hostname: read-only file system\n", "overlay / overlay rw",
 		} {
 			if !strings.Contains(out, want) {

@@ -17,7 +17,6 @@ import (
 	"os"
 	"time"
 
-	"github.com/mdlayher/vsock"
 	"github.com/sirupsen/logrus"
 	"golang.org/x/sys/unix"
 
@@ -33,8 +32,6 @@ import (
 const (
 	stateDir    = "/run/erofsvm"  // libcontainer's records
 	dialTimeout = 5 * time.Second // of the one dial that says "I listen"
-	anyCID      = unix.VMADDR_CID_ANY
-	hostCID     = unix.VMADDR_CID_HOST
 )
 
 // Run makes the system, listens, says so, and serves until the guest ends.
@@ -60,9 +57,9 @@ func Run(began time.Time) error {
 	if err := boot.LoadModules(layout.ModuleDir, layout.StageBoot, modules); err != nil {
 		return err
 	}
-	agentPort, err := vsock.ListenContextID(anyCID, layout.PortAgent, nil)
+	agentPort, err := listen(layout.PortAgent)
 	if err != nil {
-		return fmt.Errorf("listen on vsock port %d: %w", layout.PortAgent, err)
+		return err
 	}
 	listening := time.Since(began)
 
@@ -106,22 +103,16 @@ func finishBoot(modules []boot.Module, log *slog.Logger) {
 	}
 }
 
-// sayListening connects to the host once. Only that it connects says something;
-// a host that does not wait for it refuses, which is fine.
 func sayListening(log *slog.Logger) {
 	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
 	defer cancel()
-	conn, err := vsock.DialContext(ctx, hostCID, layout.PortReady, nil)
-	if err != nil {
+	if err := dialReady(ctx); err != nil {
 		log.Debug("nobody waits for the agent", "error", err.Error())
-		return
 	}
-	_ = conn.Close()
 }
 
 func serveLog(ctx context.Context, lines *agentlog.Log, log *slog.Logger) {
-	var listener net.Listener
-	listener, err := vsock.ListenContextID(anyCID, layout.PortLog, nil)
+	listener, err := listen(layout.PortLog)
 	if err == nil {
 		err = lines.Serve(ctx, listener)
 	}

@@ -42,7 +42,7 @@ func (c *Container) to(next State) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if !slices.Contains(transitions[c.state], next) {
-		return fmt.Errorf("container %s is %s and cannot be %s: %w", c.id, c.state, next, errdefs.ErrFailedPrecondition)
+		return fmt.Errorf("container %s is %s and cannot become %s: %w", c.id, c.state, next, errdefs.ErrFailedPrecondition)
 	}
 	c.state = next
 	return nil

@@ -110,11 +110,11 @@ func facts() error {
 			fmt.Print(strings.ReplaceAll(line, "\t", " "))
 		}
 	}
-	var files syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+	var core syscall.Rlimit // not of files: the Go runtime raises that
+	if err := syscall.Getrlimit(syscall.RLIMIT_CORE, &core); err != nil {
 		return err
 	}
-	fmt.Println("nofile:", files.Cur, files.Max)
+	fmt.Println("core:", core.Cur, core.Max)
 	limit, err := os.ReadFile("/sys/fs/cgroup/memory.max")
 	fmt.Println("memory.max:", strings.TrimSpace(string(limit)), err)
 	masked, err := os.ReadFile("/proc/kcore")
