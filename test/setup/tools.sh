@@ -78,7 +78,8 @@ wanted() {
 
 # make_part <part>: run its script into a temporary folder, stamp it, rename.
 make_part() {
-	local name=$1 scripts tmp dest=$TOOLS/${FOLDER[$1]} log=$LOGS/setup-$1.log started=$SECONDS
+	local name=$1 scripts tmp stamp dest=$TOOLS/${FOLDER[$1]} log=$LOGS/setup-$1.log started=$SECONDS
+	stamp=$(stamp_of "$name") # before: a script edited meanwhile is not what made it
 	read -ra scripts <<<"${SCRIPTS[$name]}"
 	tmp=$TOOLS/.tmp/$name
 	discard "$tmp"
@@ -95,7 +96,7 @@ make_part() {
 		return 1
 	fi
 	MAKING=
-	printf '%s\nversion %s\n' "$(stamp_of "$name")" "$(cat "$tmp/version")" >"$tmp/.stamp"
+	printf '%s\nversion %s\n' "$stamp" "$(cat "$tmp/version")" >"$tmp/.stamp"
 	if [ -e "$dest" ]; then
 		discard "$TOOLS/.tmp/$name.old"
 		mv "$dest" "$TOOLS/.tmp/$name.old"
@@ -111,7 +112,8 @@ interrupted() {
 	if [ -n "$MAKING" ]; then
 		kill -TERM -- "-$MAKING" 2>/dev/null || true
 		wait "$MAKING" 2>/dev/null || true
-		kill -KILL -- "-$MAKING" 2>/dev/null || true
+		# unshare(1) ignores SIGTERM; SIGKILL takes its namespaces with it.
+		while kill -KILL -- "-$MAKING" 2>/dev/null; do sleep 0.1; done
 	fi
 	printf '\ninterrupted; nothing half-done is left\n' >&2
 	exit 130
@@ -153,14 +155,17 @@ main() {
 
 	[ "$(id -u)" = 0 ] || die "the build root is made with chroot(2)" "run as root"
 	need flock util-linux
-	mkdir -p "$TOOLS/.tmp" "$LOGS"
+	mkdir -p "$TOOLS" "$LOGS"
 	exec 9>"$TOOLS/.lock"
 	flock --nonblock 9 || { echo "waiting for another run of tools.sh" && flock 9; }
 	trap 'discard "$TOOLS/.tmp"' EXIT
 	trap interrupted INT TERM HUP
+	mkdir -p "$TOOLS/.tmp" # not before: the run we waited for removes it
 	write_env
 	printf 'Setting up %s\n' "$TOOLS"
-	for name in $(wanted "$@"); do
+	# Asked anew after each part: the run we waited for may have made it, and a
+	# new base takes away base/debs.
+	while read -r name < <(wanted "$@"); do
 		make_part "$name"
 	done
 }
