@@ -20,8 +20,15 @@ import (
 )
 
 // patience bounds every wait for a guest: it is emulated, on a machine that may
-// have other things to do.
-const patience = 2 * time.Minute
+// have other things to do, or may itself be emulated.
+var patience = 2 * time.Minute
+
+const (
+	// patienceVar is a duration that replaces patience.
+	patienceVar = "EROFSVM_TEST_PATIENCE"
+	// initrdVar is the guest's initramfs, where there is no Go to build it.
+	initrdVar = "EROFSVM_TEST_INITRD"
+)
 
 // sharedDir holds what is built once for all tests.
 var sharedDir string
@@ -29,6 +36,14 @@ var sharedDir string
 func TestMain(m *testing.M) {
 	if os.Getenv(ownerMode) != "" {
 		os.Exit(ownVM())
+	}
+	if s := os.Getenv(patienceVar); s != "" {
+		d, err := time.ParseDuration(s)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "%s: %v\n", patienceVar, err)
+			os.Exit(1)
+		}
+		patience = d
 	}
 	os.Exit(testMain(m))
 }
@@ -90,8 +105,13 @@ var (
 func initrd(t *testing.T, tools testguest.Tools) string {
 	t.Helper()
 	initrdOnce.Do(func() {
+		if initrdPath = os.Getenv(initrdVar); initrdPath != "" {
+			return
+		}
 		path := filepath.Join(sharedDir, "initrd.cpio")
-		testguest.Initramfs(t, tools, path, testguest.BuildInit(t, sharedDir), testguest.BootModules, nil)
+		testguest.Initramfs(t, tools, path, testguest.Content{
+			Init: testguest.BuildInit(t, sharedDir), Modules: testguest.BootModules,
+		})
 		initrdPath = path
 	})
 	if initrdPath == "" {

@@ -154,7 +154,7 @@ func (m *Machine) start(ctx context.Context) (err error) {
 	log.G(ctx).WithFields(log.Fields{
 		"pid": m.Pid(), "qemu": m.proc.monitor.Version().String(), "accelerator": m.accel.Accelerator,
 		"reason": m.accel.Reason, "aio": m.aio, "vsock": wiring.Kind,
-	}).Info("virtual machine started")
+	}).Debug("QEMU answers")
 	return nil
 }
 

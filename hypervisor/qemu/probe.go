@@ -16,11 +16,12 @@ const (
 	kvmDevice = "/dev/kvm"
 
 	// kvmProbeTimeout is for a kernel without a root filesystem to boot and
-	// panic, which takes KVM well under a second.
-	kvmProbeTimeout = 8 * time.Second
+	// panic, which takes KVM about a second. It is less than what a caller
+	// gives a start, so that the answer is kept and not asked for each time.
+	kvmProbeTimeout = 5 * time.Second
 
 	// aioProbeTimeout is for QEMU to start and open a file.
-	aioProbeTimeout = 5 * time.Second
+	aioProbeTimeout = 3 * time.Second
 
 	// probeFile is what the aio probe opens, in Spec.Dir.
 	probeFile = "aio-probe"

@@ -19,7 +19,7 @@ func (s *slots) take() (slot, error) {
 			return slot(i), nil
 		}
 	}
-	return 0, fmt.Errorf("%w: all %d are taken: raise disk_slots (at most %d)", ErrNoSlot, len(s.taken), MaxDiskSlots)
+	return 0, fmt.Errorf("%w: all %d are taken: raise hypervisor.slots (at most %d)", ErrNoSlot, len(s.taken), MaxDiskSlots)
 }
 
 func (s *slots) free(i slot) { s.taken[i] = false }

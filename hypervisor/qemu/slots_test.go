@@ -20,7 +20,7 @@ func TestSlotsAreHandedOutLowestFirstAndAgain(t *testing.T) {
 		seen[slot.pciPath()] = true
 	}
 	_, err := s.take()
-	if !errors.Is(err, ErrNoSlot) || !strings.Contains(err.Error(), "disk_slots") {
+	if !errors.Is(err, ErrNoSlot) || !strings.Contains(err.Error(), "hypervisor.slots") {
 		t.Errorf("error is %v", err)
 	}
 	s.free(40)

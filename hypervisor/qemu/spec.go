@@ -119,7 +119,8 @@ func (s Spec) withDefaults() Spec {
 	return s
 }
 
-// validate says everything that is wrong with s, each with the option to change.
+// validate says everything that is wrong with s, each with the key of the
+// configuration to change.
 // It looks at the files but opens none.
 func (s Spec) validate() error {
 	var errs []error
@@ -132,46 +133,46 @@ func (s Spec) validate() error {
 		}
 	}
 
-	file("qemu path", s.Binary, true)
-	file("kernel", s.Kernel, false)
-	file("initrd", s.Initrd, false)
+	file("hypervisor.path", s.Binary, true)
+	file("guest.kernel", s.Kernel, false)
+	file("guest.initrd", s.Initrd, false)
 	if err := cleanPath(s.Dir); err != nil {
-		bad("state directory", "%v", err)
+		bad("state_dir", "%v", err)
 	}
 	if s.CacheDir != "" {
 		if err := cleanPath(s.CacheDir); err != nil {
-			bad("cache directory", "%v", err)
+			bad("cache_dir", "%v", err)
 		}
 	}
 	if !machineName.MatchString(s.Machine) {
-		bad("machine", "%q is not q35 or a versioned pc-q35", s.Machine)
+		bad("hypervisor.machine", "%q is not q35 or a versioned pc-q35", s.Machine)
 	}
 	switch s.Accelerator {
 	case AcceleratorAuto, AcceleratorKVM, AcceleratorTCG:
 	default:
-		bad("accelerator", "%q is not auto, kvm or tcg", s.Accelerator)
+		bad("hypervisor.accelerator", "%q is not auto, kvm or tcg", s.Accelerator)
 	}
 	switch s.AIO {
 	case AIOThreads, AIOURing:
 	case AIONative:
 		if !s.CacheDirect {
-			bad("aio", "native needs cache_direct = true")
+			bad("hypervisor.aio", "native needs direct I/O (Spec.CacheDirect)")
 		}
 	default:
-		bad("aio", "%q is not threads, io_uring or native", s.AIO)
+		bad("hypervisor.aio", "%q is not threads, io_uring or native", s.AIO)
 	}
 	if s.VCPUs < 1 || s.VCPUs > maxVCPUs {
-		bad("vcpus", "%d is not between 1 and %d", s.VCPUs, maxVCPUs)
+		bad("hypervisor.vcpus", "%d is not between 1 and %d", s.VCPUs, maxVCPUs)
 	}
 	if s.MemoryMiB < minMemoryMiB {
-		bad("memory", "%d MiB is less than %d MiB", s.MemoryMiB, minMemoryMiB)
+		bad("hypervisor.memory_mib", "%d MiB is less than %d MiB", s.MemoryMiB, minMemoryMiB)
 	}
 	if s.DiskSlots < 0 || s.DiskSlots > MaxDiskSlots {
-		bad("disk slots", "%d is not between 0 and %d", s.DiskSlots, MaxDiskSlots)
+		bad("hypervisor.slots", "%d is not between 0 and %d", s.DiskSlots, MaxDiskSlots)
 	}
 	for _, p := range s.KernelParams {
 		if p == "" || strings.ContainsFunc(p, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
-			bad("kernel parameters", "%q is empty or has a blank or a control character", p)
+			bad("guest.kernel_params", "%q is empty or has a blank or a control character", p)
 		}
 	}
 	return errors.Join(errs...)

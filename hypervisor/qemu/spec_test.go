@@ -30,29 +30,29 @@ func TestSpecIsRefusedWithTheOptionToChange(t *testing.T) {
 		change func(*Spec)
 		says   string
 	}{
-		"no qemu":                {func(s *Spec) { s.Binary = missing }, "qemu path: stat " + missing},
-		"qemu not executable":    {func(s *Spec) { s.Binary = plain }, "qemu path: " + plain + " is not executable"},
-		"no kernel":              {func(s *Spec) { s.Kernel = missing }, "kernel: stat " + missing},
-		"kernel is a directory":  {func(s *Spec) { s.Kernel = dir }, "kernel: " + dir + " is not a regular file"},
-		"kernel not set":         {func(s *Spec) { s.Kernel = "" }, "kernel: no path is set"},
-		"no initrd":              {func(s *Spec) { s.Initrd = missing }, "initrd: stat " + missing},
-		"relative path":          {func(s *Spec) { s.Dir = "vm" }, "state directory: "},
-		"newline in a path":      {func(s *Spec) { s.Dir = "/run/a\nb" }, "state directory: "},
-		"path that climbs":       {func(s *Spec) { s.Dir = "/run/../etc" }, "state directory: "},
-		"cache directory":        {func(s *Spec) { s.CacheDir = "cache" }, "cache directory: "},
-		"machine":                {func(s *Spec) { s.Machine = "q35,accel=kvm" }, "machine: "},
-		"microvm":                {func(s *Spec) { s.Machine = "microvm" }, "machine: "},
-		"accelerator":            {func(s *Spec) { s.Accelerator = "xen" }, "accelerator: "},
-		"aio":                    {func(s *Spec) { s.AIO = "posix" }, "aio: "},
-		"native without direct":  {func(s *Spec) { s.AIO = AIONative }, "cache_direct"},
-		"no vcpu":                {func(s *Spec) { s.VCPUs = 0 }, "vcpus: "},
-		"too many vcpus":         {func(s *Spec) { s.VCPUs = 256 }, "vcpus: "},
-		"little memory":          {func(s *Spec) { s.MemoryMiB = 63 }, "memory: "},
-		"negative slots":         {func(s *Spec) { s.DiskSlots = -1 }, "disk slots: "},
-		"too many slots":         {func(s *Spec) { s.DiskSlots = MaxDiskSlots + 1 }, "disk slots: "},
-		"blank in a parameter":   {func(s *Spec) { s.KernelParams = []string{"a b"} }, "kernel parameters: "},
-		"newline in a parameter": {func(s *Spec) { s.KernelParams = []string{"a\nb"} }, "kernel parameters: "},
-		"empty parameter":        {func(s *Spec) { s.KernelParams = []string{""} }, "kernel parameters: "},
+		"no qemu":                {func(s *Spec) { s.Binary = missing }, "hypervisor.path: stat " + missing},
+		"qemu not executable":    {func(s *Spec) { s.Binary = plain }, "hypervisor.path: " + plain + " is not executable"},
+		"no kernel":              {func(s *Spec) { s.Kernel = missing }, "guest.kernel: stat " + missing},
+		"kernel is a directory":  {func(s *Spec) { s.Kernel = dir }, "guest.kernel: " + dir + " is not a regular file"},
+		"kernel not set":         {func(s *Spec) { s.Kernel = "" }, "guest.kernel: no path is set"},
+		"no initrd":              {func(s *Spec) { s.Initrd = missing }, "guest.initrd: stat " + missing},
+		"relative path":          {func(s *Spec) { s.Dir = "vm" }, "state_dir: "},
+		"newline in a path":      {func(s *Spec) { s.Dir = "/run/a\nb" }, "state_dir: "},
+		"path that climbs":       {func(s *Spec) { s.Dir = "/run/../etc" }, "state_dir: "},
+		"cache directory":        {func(s *Spec) { s.CacheDir = "cache" }, "cache_dir: "},
+		"machine":                {func(s *Spec) { s.Machine = "q35,accel=kvm" }, "hypervisor.machine: "},
+		"microvm":                {func(s *Spec) { s.Machine = "microvm" }, "hypervisor.machine: "},
+		"accelerator":            {func(s *Spec) { s.Accelerator = "xen" }, "hypervisor.accelerator: "},
+		"aio":                    {func(s *Spec) { s.AIO = "posix" }, "hypervisor.aio: "},
+		"native without direct":  {func(s *Spec) { s.AIO = AIONative }, "hypervisor.aio: "},
+		"no vcpu":                {func(s *Spec) { s.VCPUs = 0 }, "hypervisor.vcpus: "},
+		"too many vcpus":         {func(s *Spec) { s.VCPUs = 256 }, "hypervisor.vcpus: "},
+		"little memory":          {func(s *Spec) { s.MemoryMiB = 63 }, "hypervisor.memory_mib: "},
+		"negative slots":         {func(s *Spec) { s.DiskSlots = -1 }, "hypervisor.slots: "},
+		"too many slots":         {func(s *Spec) { s.DiskSlots = MaxDiskSlots + 1 }, "hypervisor.slots: "},
+		"blank in a parameter":   {func(s *Spec) { s.KernelParams = []string{"a b"} }, "guest.kernel_params: "},
+		"newline in a parameter": {func(s *Spec) { s.KernelParams = []string{"a\nb"} }, "guest.kernel_params: "},
+		"empty parameter":        {func(s *Spec) { s.KernelParams = []string{""} }, "guest.kernel_params: "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			spec := good
@@ -70,7 +70,7 @@ func TestSpecIsRefusedWithTheOptionToChange(t *testing.T) {
 
 func TestEverythingWrongIsSaidAtOnce(t *testing.T) {
 	err := Spec{}.withDefaults().validate()
-	for _, option := range []string{"qemu path", "kernel", "initrd", "state directory", "vcpus", "memory"} {
+	for _, option := range []string{"hypervisor.path", "guest.kernel", "guest.initrd", "state_dir", "hypervisor.vcpus", "hypervisor.memory_mib"} {
 		if !strings.Contains(err.Error(), option+": ") {
 			t.Errorf("%q is missing in %v", option, err)
 		}

@@ -30,15 +30,12 @@ const (
 	// four thousand times.
 	cidAttempts = 16
 
-	// The first connection is tried at once, then ever later: the guest takes
-	// seconds to boot, and an attempt costs a system call.
+	// A connect that is answered by a reset is tried again, at once and then
+	// ever later. It comes so when the driver in the guest is up and the agent
+	// is not; before that a connect waits in the device, for two seconds
+	// (VSOCK_DEFAULT_CONNECT_TIMEOUT).
 	firstBackoff = 2 * time.Millisecond
 	lastBackoff  = 50 * time.Millisecond
-
-	// attemptTimeout bounds one attempt: the kernel's own is two seconds
-	// (VSOCK_DEFAULT_CONNECT_TIMEOUT), spent whenever a connect reaches a
-	// device whose driver is not up.
-	attemptTimeout = 250 * time.Millisecond
 )
 
 // kernelDevice is a vhost-vsock device of the host's kernel. Every port of the
@@ -53,7 +50,7 @@ type kernelDevice struct {
 func openKernel() (Device, error) {
 	f, err := os.OpenFile(devicePath, os.O_RDWR, 0)
 	if err != nil {
-		return nil, fmt.Errorf("%w: vsock = %q: load the module vhost_vsock: %w", ErrUnavailable, Kernel, err)
+		return nil, fmt.Errorf("%w: vsock.backend = %q: load the module vhost_vsock: %w", ErrUnavailable, Kernel, err)
 	}
 	cid, err := claimCID(func(cid uint64) error {
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), setGuestCID, uintptr(unsafe.Pointer(&cid)))
@@ -95,9 +92,7 @@ func (d *kernelDevice) Release() { d.release.Do(func() { d.file.Close() }) }
 func (d *kernelDevice) WaitReady(ctx context.Context) error {
 	backoff := firstBackoff
 	for {
-		attempt, cancel := context.WithTimeout(ctx, attemptTimeout)
-		conn, err := d.Dial(attempt, PortAgent)
-		cancel()
+		conn, err := d.Dial(ctx, PortAgent)
 		if err == nil {
 			return conn.Close()
 		}
@@ -115,12 +110,12 @@ func (d *kernelDevice) WaitReady(ctx context.Context) error {
 }
 
 // notYet says whether a connect failed as it does while the guest boots: nobody
-// listens (ECONNRESET), the device is not running yet (ENODEV,
-// EHOSTUNREACH), or the guest does not answer (ETIMEDOUT and our deadline).
+// listens (ECONNRESET), or the device does not run yet (ETIMEDOUT, ENODEV,
+// EHOSTUNREACH).
 func notYet(err error) bool {
 	for _, e := range []error{
 		unix.ECONNRESET, unix.ECONNREFUSED, unix.ENODEV, unix.EHOSTUNREACH, unix.ENETUNREACH,
-		unix.ETIMEDOUT, context.DeadlineExceeded, os.ErrDeadlineExceeded,
+		unix.ETIMEDOUT,
 	} {
 		if errors.Is(err, e) {
 			return true

@@ -66,7 +66,7 @@ func openVhostUser(ctx context.Context, cfg Config) (_ Device, err error) {
 		if err == nil {
 			err = errors.New("not a regular file")
 		}
-		return nil, fmt.Errorf("%w: vsock = %q needs vhost-device-vsock at %q: %w (where the host has %s, vsock = %q needs no daemon)",
+		return nil, fmt.Errorf("%w: vsock.backend = %q needs vhost-device-vsock, vsock.device_path is %q: %w (where the host has %s, vsock.backend = %q needs no daemon)",
 			ErrUnavailable, VhostUser, cfg.Daemon, err, devicePath, Kernel)
 	}
 	d := &vhostUserDevice{
@@ -98,7 +98,7 @@ func openVhostUser(ctx context.Context, cfg Config) (_ Device, err error) {
 func checkSocketPaths(dir string) error {
 	for _, name := range []string{deviceSocket, hostSocket, readySocket} {
 		if path := filepath.Join(dir, name); len(path) > maxSocketPath {
-			return fmt.Errorf("socket path %s has %d bytes, and unix(7) allows %d: choose a shorter state directory",
+			return fmt.Errorf("socket path %s has %d bytes, and unix(7) allows %d: choose a shorter state_dir",
 				path, len(path), maxSocketPath)
 		}
 	}

@@ -8,11 +8,15 @@ package testguest
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -43,9 +47,9 @@ func Find(t testing.TB) Tools {
 		Kernel:      one(t, filepath.Join(root, "kernel/boot/vmlinuz-*")),
 		Modules:     one(t, filepath.Join(root, "kernel/lib/modules/*")),
 	}
-	for _, path := range []string{tools.QEMU, tools.VsockDaemon} {
-		if _, err := os.Stat(path); err != nil {
-			missing(t, path)
+	for _, file := range []string{tools.QEMU, tools.VsockDaemon} {
+		if _, err := os.Stat(file); err != nil {
+			missing(t, file)
 		}
 	}
 	return tools
@@ -96,16 +100,19 @@ func toolsRoot() (string, error) {
 // BuildInit compiles the guest's program, static, into dir.
 func BuildInit(t testing.TB, dir string) string {
 	t.Helper()
-	return build(t, dir, "init", "github.com/erofsvm/erofsvm/hypervisor/internal/testguest/init")
+	return Build(t, filepath.Join(dir, "init"), "build", "init")
 }
 
-func build(t testing.TB, dir, name, pkg string) string {
+// Build runs go with args, a command and its flags, on a package of this module,
+// named by its path below this one. It returns out, a static program.
+func Build(t testing.TB, out string, args ...string) string {
 	t.Helper()
-	out := filepath.Join(dir, name)
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
+	pkg := path.Join("github.com/erofsvm/erofsvm/hypervisor/internal/testguest", args[len(args)-1])
+	args = append(args[:len(args)-1:len(args)-1], "-trimpath", "-ldflags=-s -w", "-o", out, pkg)
+	cmd := exec.Command("go", args...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if msg, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build %s: %v\n%s", pkg, err, msg)
+		t.Fatalf("%v: %v\n%s", cmd, err, msg)
 	}
 	return out
 }
@@ -119,75 +126,70 @@ var BootModules = []string{
 	"kernel/drivers/block/virtio_blk.ko",
 }
 
-// Initramfs writes an uncompressed cpio archive to path: the program as /init, modules
-// (paths below tools.Modules, without .xz) as /modules/NN-name.ko, and
-// further files by their name in the guest.
-func Initramfs(t testing.TB, tools Tools, path, init string, modules []string, more map[string]string) {
+// Content is what an initramfs holds beside the directories every one needs.
+type Content struct {
+	Init    string            // the program that becomes /init
+	Modules []string          // paths below Tools.Modules without .xz; become /modules/NN-name.ko
+	Files   map[string]string // path in the guest, without the leading '/': file of the host
+	Links   map[string]string // path in the guest: target
+}
+
+// Initramfs writes an uncompressed cpio archive to file.
+func Initramfs(t testing.TB, tools Tools, file string, c Content) {
 	t.Helper()
-	records := []cpio.Record{
-		cpio.Directory("dev", 0o755), cpio.Directory("proc", 0o755), cpio.Directory("sys", 0o755),
-		cpio.CharDev("dev/console", 0o600, 5, 1), // for the output of PID 1
-		cpio.Directory("modules", 0o755), cpio.Directory("tmp", 0o777),
-		cpio.StaticFile("init", string(read(t, init)), 0o755),
-	}
-	for i, m := range modules {
+	files := []cpio.Record{cpio.StaticFile("init", string(read(t, c.Init)), 0o755)}
+	for i, m := range c.Modules {
 		name := fmt.Sprintf("modules/%02d-%s", i, filepath.Base(m))
-		records = append(records, cpio.StaticFile(name, string(unxz(t, filepath.Join(tools.Modules, m+".xz"))), 0o644))
+		files = append(files, cpio.StaticFile(name, string(unxz(t, filepath.Join(tools.Modules, m+".xz"))), 0o644))
 	}
-	made := map[string]bool{}
-	for name, source := range more {
-		for dir := filepath.Dir(name); dir != "."; dir = filepath.Dir(dir) {
-			if made[dir] {
-				break
-			}
-			made[dir] = true
+	for name, source := range c.Files {
+		files = append(files, cpio.StaticFile(name, string(read(t, source)), 0o755))
+	}
+	for name, target := range c.Links {
+		files = append(files, cpio.Symlink(name, target))
+	}
+	// A directory stands before what is in it.
+	dirs := map[string]bool{"dev": true, "proc": true, "sys": true, "tmp": true, "modules": true}
+	for _, f := range files {
+		for dir := filepath.Dir(f.Name); dir != "."; dir = filepath.Dir(dir) {
+			dirs[dir] = true
 		}
-		records = append(records, cpio.StaticFile(name, string(read(t, source)), 0o755))
 	}
+	var records []cpio.Record
+	for _, dir := range slices.Sorted(maps.Keys(dirs)) {
+		records = append(records, cpio.Directory(dir, 0o755))
+	}
+	records = append(records, cpio.CharDev("dev/console", 0o600, 5, 1)) // for the output of PID 1
+	records = append(records, files...)
+
 	var archive bytes.Buffer
 	w := cpio.Newc.Writer(&archive)
-	var dirs []cpio.Record
-	for dir := range made {
-		dirs = append(dirs, cpio.Directory(dir, 0o755))
-	}
-	sortByName(dirs)
-	if err := cpio.WriteRecords(w, append(dirs, records...)); err != nil {
+	if err := errors.Join(cpio.WriteRecords(w, records), cpio.WriteTrailer(w)); err != nil {
 		t.Fatal(err)
 	}
-	if err := cpio.WriteTrailer(w); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, archive.Bytes(), 0o600); err != nil {
+	if err := os.WriteFile(file, archive.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func sortByName(records []cpio.Record) {
-	for i := range records {
-		for j := i; j > 0 && records[j].Name < records[j-1].Name; j-- {
-			records[j], records[j-1] = records[j-1], records[j]
-		}
-	}
-}
-
-func read(t testing.TB, path string) []byte {
+func read(t testing.TB, file string) []byte {
 	t.Helper()
-	b, err := os.ReadFile(path)
+	b, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return b
 }
 
-func unxz(t testing.TB, path string) []byte {
+func unxz(t testing.TB, file string) []byte {
 	t.Helper()
-	r, err := xz.NewReader(bytes.NewReader(read(t, path)))
+	r, err := xz.NewReader(bytes.NewReader(read(t, file)))
 	if err != nil {
 		t.Fatal(err)
 	}
 	b, err := io.ReadAll(r)
 	if err != nil {
-		t.Fatalf("%s: %v", path, err)
+		t.Fatalf("%s: %v", file, err)
 	}
 	return b
 }
