@@ -22,6 +22,9 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// A container to be. string_user names the user where only the guest can look
+// it up; the ports are vsock ports of the host for streams that do not go
+// through calls, 0 for none.
 type CreateContainerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -190,6 +193,7 @@ func (x *StartContainerRequest) GetContainerId() string {
 	return ""
 }
 
+// timeout is in seconds, 0 leaves it to the deadline of the call.
 type RemoveContainerRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -242,6 +246,7 @@ func (x *RemoveContainerRequest) GetTimeout() uint32 {
 	return 0
 }
 
+// A process to start beside the first one.
 type ExecProcessRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -334,6 +339,7 @@ func (x *ExecProcessRequest) GetStderrPort() uint32 {
 	return 0
 }
 
+// signal is a number of signal(7) for x86.
 type SignalProcessRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -446,6 +452,7 @@ func (x *WaitProcessRequest) GetExecId() string {
 	return ""
 }
 
+// status is the exit code, or 128 and the number of the signal.
 type WaitProcessResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Status        int32                  `protobuf:"varint,1,opt,name=status,proto3" json:"status,omitempty"`
@@ -674,6 +681,7 @@ func (x *ResumeContainerRequest) GetContainerId() string {
 	return ""
 }
 
+// Times in nanoseconds.
 type CpuUsage struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	TotalUsage        uint64                 `protobuf:"varint,1,opt,name=total_usage,json=totalUsage,proto3" json:"total_usage,omitempty"`
@@ -742,6 +750,7 @@ func (x *CpuUsage) GetUsageInUsermode() uint64 {
 	return 0
 }
 
+// Counts of periods; throttled_time in nanoseconds.
 type ThrottlingData struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Periods          uint64                 `protobuf:"varint,1,opt,name=periods,proto3" json:"periods,omitempty"`
@@ -854,6 +863,7 @@ func (x *CpuStats) GetThrottlingData() *ThrottlingData {
 	return nil
 }
 
+// Counts of tasks; a limit of 0 is none.
 type PidsStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Current       uint64                 `protobuf:"varint,1,opt,name=current,proto3" json:"current,omitempty"`
@@ -906,6 +916,7 @@ func (x *PidsStats) GetLimit() uint64 {
 	return 0
 }
 
+// Bytes; failcnt is a count.
 type MemoryData struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Usage         uint64                 `protobuf:"varint,1,opt,name=usage,proto3" json:"usage,omitempty"`
@@ -974,6 +985,7 @@ func (x *MemoryData) GetLimit() uint64 {
 	return 0
 }
 
+// Bytes; stats is the file memory.stat.
 type MemoryStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Cache         uint64                 `protobuf:"varint,1,opt,name=cache,proto3" json:"cache,omitempty"`
@@ -1058,6 +1070,7 @@ func (x *MemoryStats) GetStats() map[string]uint64 {
 	return nil
 }
 
+// A counter of one device and operation.
 type BlkioStatsEntry struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Major         uint64                 `protobuf:"varint,1,opt,name=major,proto3" json:"major,omitempty"`
@@ -1226,6 +1239,7 @@ func (x *BlkioStats) GetSectorsRecursive() []*BlkioStatsEntry {
 	return nil
 }
 
+// Bytes in huge pages of one size.
 type HugetlbStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Usage         uint64                 `protobuf:"varint,1,opt,name=usage,proto3" json:"usage,omitempty"`
@@ -1362,6 +1376,7 @@ func (x *CgroupStats) GetHugetlbStats() map[string]*HugetlbStats {
 	return nil
 }
 
+// Counters of one interface.
 type NetworkStats struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1522,6 +1537,7 @@ func (x *StatsContainerResponse) GetNetworkStats() []*NetworkStats {
 	return nil
 }
 
+// At most 1 MiB of data, so that the message stays below the limit of 4 MiB.
 type WriteStreamRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -1582,6 +1598,7 @@ func (x *WriteStreamRequest) GetData() []byte {
 	return nil
 }
 
+// len is how many bytes the process has taken.
 type WriteStreamResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Len           uint32                 `protobuf:"varint,1,opt,name=len,proto3" json:"len,omitempty"`
@@ -1626,6 +1643,7 @@ func (x *WriteStreamResponse) GetLen() uint32 {
 	return 0
 }
 
+// len is how many bytes the caller takes at most.
 type ReadStreamRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -1686,6 +1704,7 @@ func (x *ReadStreamRequest) GetLen() uint32 {
 	return 0
 }
 
+// At least one byte.
 type ReadStreamResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,1,opt,name=data,proto3" json:"data,omitempty"`
@@ -1782,6 +1801,7 @@ func (x *CloseStdinRequest) GetExecId() string {
 	return ""
 }
 
+// In characters.
 type TtyWinResizeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -1850,6 +1870,7 @@ func (x *TtyWinResizeRequest) GetColumn() uint32 {
 	return 0
 }
 
+// A module of the guest's kernel to load, with its parameters.
 type KernelModule struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -1902,6 +1923,8 @@ func (x *KernelModule) GetParameters() []string {
 	return nil
 }
 
+// The pod: its name, the lines of its resolv.conf, storages that its containers
+// share, whether they share a pid namespace.
 type CreateSandboxRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Hostname      string                 `protobuf:"bytes,1,opt,name=hostname,proto3" json:"hostname,omitempty"`
@@ -2630,6 +2653,7 @@ func (x *SetIPTablesResponse) GetData() []byte {
 	return nil
 }
 
+// wait: answer only when nb_cpus are online; cpu_only: leave memory alone.
 type OnlineCPUMemRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Wait          bool                   `protobuf:"varint,1,opt,name=wait,proto3" json:"wait,omitempty"`
@@ -2690,6 +2714,7 @@ func (x *OnlineCPUMemRequest) GetCpuOnly() bool {
 	return false
 }
 
+// Field 1 was never used.
 type ReseedRandomDevRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
@@ -2734,6 +2759,7 @@ func (x *ReseedRandomDevRequest) GetData() []byte {
 	return nil
 }
 
+// What the agent can do; init_daemon: it is PID 1.
 type AgentDetails struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Version         string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -2818,6 +2844,7 @@ func (x *AgentDetails) GetExtraFeatures() []string {
 	return nil
 }
 
+// Which of the details the caller wants.
 type GuestDetailsRequest struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	MemBlockSize    bool                   `protobuf:"varint,1,opt,name=mem_block_size,json=memBlockSize,proto3" json:"mem_block_size,omitempty"`
@@ -2870,6 +2897,7 @@ func (x *GuestDetailsRequest) GetMemHotplugProbe() bool {
 	return false
 }
 
+// mem_block_size_bytes is the granularity of memory hotplug.
 type GuestDetailsResponse struct {
 	state                  protoimpl.MessageState `protogen:"open.v1"`
 	MemBlockSizeBytes      uint64                 `protobuf:"varint,1,opt,name=mem_block_size_bytes,json=memBlockSizeBytes,proto3" json:"mem_block_size_bytes,omitempty"`
@@ -2930,6 +2958,7 @@ func (x *GuestDetailsResponse) GetSupportMemHotplugProbe() bool {
 	return false
 }
 
+// Physical addresses.
 type MemHotplugByProbeRequest struct {
 	state               protoimpl.MessageState `protogen:"open.v1"`
 	MemHotplugProbeAddr []uint64               `protobuf:"varint,1,rep,packed,name=memHotplugProbeAddr,proto3" json:"memHotplugProbeAddr,omitempty"`
@@ -2974,6 +3003,7 @@ func (x *MemHotplugByProbeRequest) GetMemHotplugProbeAddr() []uint64 {
 	return nil
 }
 
+// Since the epoch, UTC: seconds, and microseconds below a million.
 type SetGuestDateTimeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sec           int64                  `protobuf:"varint,1,opt,name=Sec,proto3" json:"Sec,omitempty"`
@@ -3026,6 +3056,7 @@ func (x *SetGuestDateTimeRequest) GetUsec() int64 {
 	return 0
 }
 
+// The group that owns the files of a volume, and when they are given to it.
 type FSGroup struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	GroupId           uint32                 `protobuf:"varint,2,opt,name=group_id,json=groupId,proto3" json:"group_id,omitempty"`
@@ -3078,6 +3109,7 @@ func (x *FSGroup) GetGroupChangePolicy() FSGroupChangePolicy {
 	return FSGroupChangePolicy_Always
 }
 
+// A mount of one container that another sees as well.
 type SharedMount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -3154,6 +3186,8 @@ func (x *SharedMount) GetDstPath() string {
 	return ""
 }
 
+// Something to mount. driver says what source is: for "blk" the place of a disk
+// on the PCI bus, slots in hexadecimal from the root bus ("02/00").
 type Storage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Driver        string                 `protobuf:"bytes,1,opt,name=driver,proto3" json:"driver,omitempty"`
@@ -3254,6 +3288,8 @@ func (x *Storage) GetShared() bool {
 	return false
 }
 
+// A device for a container: vm_path is its node in the guest, id its place on
+// the bus, container_path its node in the container.
 type Device struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -3330,6 +3366,7 @@ func (x *Device) GetOptions() []string {
 	return nil
 }
 
+// A user by names or numbers, to be looked up in the container's own files.
 type StringUser struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Uid            string                 `protobuf:"bytes,1,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -3390,6 +3427,9 @@ func (x *StringUser) GetAdditionalGids() []string {
 	return nil
 }
 
+// One piece of a file below /run/kata-containers: data goes to offset, and the
+// file is whole when offset and data reach file_size. Modes as in stat(2);
+// dir_mode is for directories that are missing.
 type CopyFileRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
@@ -3526,6 +3566,7 @@ func (*GetOOMEventRequest) Descriptor() ([]byte, []int) {
 	return file_github_com_erofsvm_erofsvm_agentclient_pb_agent_proto_rawDescGZIP(), []int{59}
 }
 
+// The container that ran out of memory.
 type OOMEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -3570,6 +3611,7 @@ func (x *OOMEvent) GetContainerId() string {
 	return ""
 }
 
+// Slots from the root bus down.
 type AddSwapRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	PCIPath       []uint32               `protobuf:"varint,1,rep,packed,name=PCIPath,proto3" json:"PCIPath,omitempty"`
@@ -3694,6 +3736,7 @@ func (*GetMetricsRequest) Descriptor() ([]byte, []int) {
 	return file_github_com_erofsvm_erofsvm_agentclient_pb_agent_proto_rawDescGZIP(), []int{63}
 }
 
+// Text.
 type Metrics struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Metrics       string                 `protobuf:"bytes,1,opt,name=metrics,proto3" json:"metrics,omitempty"`
@@ -3782,6 +3825,7 @@ func (x *VolumeStatsRequest) GetVolumeGuestPath() string {
 	return ""
 }
 
+// size in bytes.
 type ResizeVolumeRequest struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	VolumeGuestPath string                 `protobuf:"bytes,1,opt,name=volume_guest_path,json=volumeGuestPath,proto3" json:"volume_guest_path,omitempty"`
@@ -3974,6 +4018,8 @@ func (x *GetDiagnosticDataResponse) GetData() string {
 	return ""
 }
 
+// Fields that are absent leave the setting as it is. Periods in seconds,
+// limits in percent of pressure.
 type MemAgentMemcgConfig struct {
 	state                    protoimpl.MessageState `protogen:"open.v1"`
 	Disabled                 *bool                  `protobuf:"varint,1,opt,name=disabled,proto3,oneof" json:"disabled,omitempty"`
@@ -4066,6 +4112,8 @@ func (x *MemAgentMemcgConfig) GetEvictionRunAgingCountMin() uint64 {
 	return 0
 }
 
+// Fields that are absent leave the setting as it is. Periods in seconds,
+// limits in percent of pressure.
 type MemAgentCompactConfig struct {
 	state                  protoimpl.MessageState `protogen:"open.v1"`
 	Disabled               *bool                  `protobuf:"varint,1,opt,name=disabled,proto3,oneof" json:"disabled,omitempty"`

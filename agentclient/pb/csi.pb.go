@@ -70,6 +70,7 @@ func (VolumeUsage_Unit) EnumDescriptor() ([]byte, []int) {
 	return file_github_com_erofsvm_erofsvm_agentclient_pb_csi_proto_rawDescGZIP(), []int{1, 0}
 }
 
+// How full a volume is, and whether it works.
 type VolumeStatsResponse struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Usage           []*VolumeUsage         `protobuf:"bytes,1,rep,name=usage,proto3" json:"usage,omitempty"`
@@ -122,6 +123,7 @@ func (x *VolumeStatsResponse) GetVolumeCondition() *VolumeCondition {
 	return nil
 }
 
+// In the unit that is named.
 type VolumeUsage struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Available     uint64                 `protobuf:"varint,1,opt,name=available,proto3" json:"available,omitempty"`
@@ -190,6 +192,7 @@ func (x *VolumeUsage) GetUnit() VolumeUsage_Unit {
 	return VolumeUsage_UNKNOWN
 }
 
+// Whether the volume works, and if not, why.
 type VolumeCondition struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Abnormal      bool                   `protobuf:"varint,1,opt,name=abnormal,proto3" json:"abnormal,omitempty"`

@@ -70,6 +70,7 @@ func (HealthCheckResponse_ServingStatus) EnumDescriptor() ([]byte, []int) {
 	return file_github_com_erofsvm_erofsvm_agentclient_pb_health_proto_rawDescGZIP(), []int{1, 0}
 }
 
+// service is not looked at.
 type CheckRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
@@ -114,6 +115,7 @@ func (x *CheckRequest) GetService() string {
 	return ""
 }
 
+// Whether calls are answered.
 type HealthCheckResponse struct {
 	state         protoimpl.MessageState            `protogen:"open.v1"`
 	Status        HealthCheckResponse_ServingStatus `protobuf:"varint,1,opt,name=status,proto3,enum=grpc.HealthCheckResponse_ServingStatus" json:"status,omitempty"`
@@ -158,6 +160,7 @@ func (x *HealthCheckResponse) GetStatus() HealthCheckResponse_ServingStatus {
 	return HealthCheckResponse_UNKNOWN
 }
 
+// Version of the protocol, and of the agent.
 type VersionCheckResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	GrpcVersion   string                 `protobuf:"bytes,1,opt,name=grpc_version,json=grpcVersion,proto3" json:"grpc_version,omitempty"`

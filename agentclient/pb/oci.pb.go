@@ -21,6 +21,8 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// The OCI runtime specification of a container, as config.json has it. Numbers
+// have no "absent" on this wire: zero means not set.
 type Spec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       string                 `protobuf:"bytes,1,opt,name=Version,proto3" json:"Version,omitempty"`
@@ -137,6 +139,7 @@ func (x *Spec) GetWindows() *Windows {
 	return nil
 }
 
+// A process: what to run, as whom, with which rights and limits.
 type Process struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Terminal        bool                   `protobuf:"varint,1,opt,name=Terminal,proto3" json:"Terminal,omitempty"`
@@ -269,6 +272,7 @@ func (x *Process) GetSelinuxLabel() string {
 	return ""
 }
 
+// In characters.
 type Box struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Height        uint32                 `protobuf:"varint,1,opt,name=Height,proto3" json:"Height,omitempty"`
@@ -321,6 +325,7 @@ func (x *Box) GetWidth() uint32 {
 	return 0
 }
 
+// Numbers inside the container; Username is not used on Linux.
 type User struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	UID            uint32                 `protobuf:"varint,1,opt,name=UID,proto3" json:"UID,omitempty"`
@@ -389,6 +394,7 @@ func (x *User) GetUsername() string {
 	return ""
 }
 
+// Sets of names, "CAP_CHOWN".
 type LinuxCapabilities struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Bounding      []string               `protobuf:"bytes,1,rep,name=Bounding,proto3" json:"Bounding,omitempty"`
@@ -465,6 +471,7 @@ func (x *LinuxCapabilities) GetAmbient() []string {
 	return nil
 }
 
+// Type is a name, "RLIMIT_NOFILE"; the unit is that of setrlimit(2).
 type POSIXRlimit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          string                 `protobuf:"bytes,1,opt,name=Type,proto3" json:"Type,omitempty"`
@@ -525,6 +532,7 @@ func (x *POSIXRlimit) GetSoft() uint64 {
 	return 0
 }
 
+// A mount inside the container, in the order in which they come.
 type Mount struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Destination   string                 `protobuf:"bytes,1,opt,name=destination,proto3" json:"destination,omitempty"`
@@ -593,6 +601,7 @@ func (x *Mount) GetOptions() []string {
 	return nil
 }
 
+// The root filesystem: its path in the guest.
 type Root struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=Path,proto3" json:"Path,omitempty"`
@@ -645,6 +654,7 @@ func (x *Root) GetReadonly() bool {
 	return false
 }
 
+// Programs of the guest that run at points of the container's life.
 type Hooks struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Prestart        []*Hook                `protobuf:"bytes,1,rep,name=Prestart,proto3" json:"Prestart,omitempty"`
@@ -729,6 +739,7 @@ func (x *Hooks) GetStartContainer() []*Hook {
 	return nil
 }
 
+// Timeout in seconds, 0 for none.
 type Hook struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=Path,proto3" json:"Path,omitempty"`
@@ -797,6 +808,7 @@ func (x *Hook) GetTimeout() int64 {
 	return 0
 }
 
+// What only Linux has.
 type Linux struct {
 	state             protoimpl.MessageState `protogen:"open.v1"`
 	UIDMappings       []*LinuxIDMapping      `protobuf:"bytes,1,rep,name=UIDMappings,proto3" json:"UIDMappings,omitempty"`
@@ -937,6 +949,7 @@ func (x *Linux) GetIntelRdt() *LinuxIntelRdt {
 	return nil
 }
 
+// Unused.
 type Windows struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Dummy         string                 `protobuf:"bytes,1,opt,name=dummy,proto3" json:"dummy,omitempty"`
@@ -981,6 +994,7 @@ func (x *Windows) GetDummy() string {
 	return ""
 }
 
+// Unused.
 type Solaris struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Dummy         string                 `protobuf:"bytes,1,opt,name=dummy,proto3" json:"dummy,omitempty"`
@@ -1025,6 +1039,7 @@ func (x *Solaris) GetDummy() string {
 	return ""
 }
 
+// A range of user or group ids of a user namespace.
 type LinuxIDMapping struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	HostID        uint32                 `protobuf:"varint,1,opt,name=HostID,proto3" json:"HostID,omitempty"`
@@ -1085,6 +1100,7 @@ func (x *LinuxIDMapping) GetSize() uint32 {
 	return 0
 }
 
+// A namespace to make, or with a Path to join.
 type LinuxNamespace struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Type          string                 `protobuf:"bytes,1,opt,name=Type,proto3" json:"Type,omitempty"`
@@ -1137,6 +1153,7 @@ func (x *LinuxNamespace) GetPath() string {
 	return ""
 }
 
+// A device node inside the container.
 type LinuxDevice struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Path          string                 `protobuf:"bytes,1,opt,name=Path,proto3" json:"Path,omitempty"`
@@ -1229,6 +1246,7 @@ func (x *LinuxDevice) GetGID() uint32 {
 	return 0
 }
 
+// Limits, for the container's cgroup.
 type LinuxResources struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Devices        []*LinuxDeviceCgroup   `protobuf:"bytes,1,rep,name=Devices,proto3" json:"Devices,omitempty"`
@@ -1321,6 +1339,7 @@ func (x *LinuxResources) GetNetwork() *LinuxNetwork {
 	return nil
 }
 
+// Bytes; Swap is memory and swap together, Swappiness 0 to 100.
 type LinuxMemory struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Limit            int64                  `protobuf:"varint,1,opt,name=Limit,proto3" json:"Limit,omitempty"`
@@ -1413,6 +1432,7 @@ func (x *LinuxMemory) GetDisableOOMKiller() bool {
 	return false
 }
 
+// Quota and periods in microseconds.
 type LinuxCPU struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	Shares          uint64                 `protobuf:"varint,1,opt,name=Shares,proto3" json:"Shares,omitempty"`
@@ -1573,6 +1593,7 @@ func (x *LinuxWeightDevice) GetLeafWeight() uint32 {
 	return 0
 }
 
+// Rate in bytes or operations a second.
 type LinuxThrottleDevice struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Major         int64                  `protobuf:"varint,1,opt,name=Major,proto3" json:"Major,omitempty"`
@@ -1633,6 +1654,7 @@ func (x *LinuxThrottleDevice) GetRate() uint64 {
 	return 0
 }
 
+// Weights from 10 to 1000, and limits per device.
 type LinuxBlockIO struct {
 	state                   protoimpl.MessageState `protogen:"open.v1"`
 	Weight                  uint32                 `protobuf:"varint,1,opt,name=Weight,proto3" json:"Weight,omitempty"`
@@ -1725,6 +1747,7 @@ func (x *LinuxBlockIO) GetThrottleWriteIOPSDevice() []*LinuxThrottleDevice {
 	return nil
 }
 
+// How many tasks.
 type LinuxPids struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Limit         int64                  `protobuf:"varint,1,opt,name=Limit,proto3" json:"Limit,omitempty"`
@@ -1769,6 +1792,8 @@ func (x *LinuxPids) GetLimit() int64 {
 	return 0
 }
 
+// A rule of the device cgroup: Type a, b or c, Access of the letters rwm. A
+// major or minor of -1 stands for any, and so does major 0.
 type LinuxDeviceCgroup struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Allow         bool                   `protobuf:"varint,1,opt,name=Allow,proto3" json:"Allow,omitempty"`
@@ -1897,6 +1922,7 @@ func (x *LinuxNetwork) GetPriorities() []*LinuxInterfacePriority {
 	return nil
 }
 
+// Limit in bytes.
 type LinuxHugepageLimit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pagesize      string                 `protobuf:"bytes,1,opt,name=Pagesize,proto3" json:"Pagesize,omitempty"`
@@ -2001,6 +2027,7 @@ func (x *LinuxInterfacePriority) GetPriority() uint32 {
 	return 0
 }
 
+// A filter of system calls.
 type LinuxSeccomp struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	DefaultAction string                 `protobuf:"bytes,1,opt,name=DefaultAction,proto3" json:"DefaultAction,omitempty"`
@@ -2069,6 +2096,7 @@ func (x *LinuxSeccomp) GetSyscalls() []*LinuxSyscall {
 	return nil
 }
 
+// A condition on an argument of a call.
 type LinuxSeccompArg struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint64                 `protobuf:"varint,1,opt,name=Index,proto3" json:"Index,omitempty"`
@@ -2137,6 +2165,7 @@ func (x *LinuxSeccompArg) GetOp() string {
 	return ""
 }
 
+// What happens to calls by these names.
 type LinuxSyscall struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Names  []string               `protobuf:"bytes,1,rep,name=Names,proto3" json:"Names,omitempty"`

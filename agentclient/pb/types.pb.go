@@ -21,6 +21,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// Which internet protocol.
 type IPFamily int32
 
 const (
@@ -67,6 +68,7 @@ func (IPFamily) EnumDescriptor() ([]byte, []int) {
 	return file_github_com_erofsvm_erofsvm_agentclient_pb_types_proto_rawDescGZIP(), []int{0}
 }
 
+// When the files of a volume change owner.
 type FSGroupChangePolicy int32
 
 const (
@@ -113,6 +115,7 @@ func (FSGroupChangePolicy) EnumDescriptor() ([]byte, []int) {
 	return file_github_com_erofsvm_erofsvm_agentclient_pb_types_proto_rawDescGZIP(), []int{1}
 }
 
+// mask is the length of the prefix, in decimal.
 type IPAddress struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Family        IPFamily               `protobuf:"varint,1,opt,name=family,proto3,enum=types.IPFamily" json:"family,omitempty"`
@@ -173,6 +176,8 @@ func (x *IPAddress) GetMask() string {
 	return ""
 }
 
+// An interface of the guest, known by hwAddr. device is the name that the guest
+// gives it, mtu in bytes, raw_flags those of netdevice(7).
 type Interface struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Device        string                 `protobuf:"bytes,1,opt,name=device,proto3" json:"device,omitempty"`
@@ -273,6 +278,8 @@ func (x *Interface) GetRawFlags() uint32 {
 	return 0
 }
 
+// dest in CIDR notation, empty for the default route; scope, flags as in
+// rtnetlink(7).
 type Route struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Dest          string                 `protobuf:"bytes,1,opt,name=dest,proto3" json:"dest,omitempty"`
@@ -373,6 +380,7 @@ func (x *Route) GetMtu() uint32 {
 	return 0
 }
 
+// state and flags as in rtnetlink(7); lladdr is a hardware address.
 type ARPNeighbor struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ToIPAddress   *IPAddress             `protobuf:"bytes,1,opt,name=toIPAddress,proto3" json:"toIPAddress,omitempty"`
