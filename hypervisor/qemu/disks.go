@@ -175,6 +175,8 @@ func (m *Machine) Detach(ctx context.Context, id string) error {
 	if d == nil {
 		return nil
 	}
+	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
+	defer cancel()
 	select {
 	case d.turn <- struct{}{}:
 		defer func() { <-d.turn }()

@@ -112,6 +112,42 @@ func TestAttachOfAnAttachedIDIsRefused(t *testing.T) {
 	}
 }
 
+// A layer may be in use by another VM: a writable open would fail there.
+func TestReadOnlyDisksOpenEveryFileReadOnly(t *testing.T) {
+	m := start(t, stoppedSpec(t))
+	one, two := image(t, "one", 1), image(t, "two", 1)
+	descriptor := filepath.Join(t.TempDir(), "layers.vmdk")
+	text := fmt.Sprintf("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\ncreateType=\"twoGbMaxExtentFlat\"\n"+
+		"RW 2048 FLAT %q 0\nRW 1024 FLAT %q 512\n", one, two)
+	if err := os.WriteFile(descriptor, []byte(text), 0o444); err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []hypervisor.Disk{
+		{ID: "vmdk", Driver: hypervisor.DriverVMDK, Path: descriptor, ReadOnly: true},
+		{ID: "raw", Driver: hypervisor.DriverRaw, Path: one, ReadOnly: true},
+	} {
+		if _, err := m.Attach(within(t), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var list []struct {
+		File     string `json:"file"`
+		ReadOnly bool   `json:"ro"`
+	}
+	if err := m.proc.monitor.Execute(within(t), "query-named-block-nodes", map[string]any{"flat": true}, &list); err != nil {
+		t.Fatal(err)
+	}
+	open := map[string]bool{}
+	for _, n := range list {
+		if open[n.File] = true; !n.ReadOnly {
+			t.Errorf("%s is open for writing", n.File)
+		}
+	}
+	if !open[one] || !open[two] {
+		t.Errorf("open are %v", open)
+	}
+}
+
 func TestAsManyDisksAsSlots(t *testing.T) {
 	spec := stoppedSpec(t)
 	spec.DiskSlots = 128

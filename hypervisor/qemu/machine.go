@@ -5,21 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"sync"
 	"time"
 
 	"github.com/containerd/log"
 
 	"github.com/erofsvm/erofsvm/hypervisor"
-	"github.com/erofsvm/erofsvm/hypervisor/internal/child"
 	"github.com/erofsvm/erofsvm/hypervisor/qmp"
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
 )
 
 const (
-	// startTimeout bounds a Start whose context has no deadline.
-	startTimeout = 60 * time.Second
+	// startTimeout bounds a Start, readyTimeout a WaitReady and detachTimeout a
+	// Detach whose context has no earlier deadline.
+	startTimeout  = time.Minute
+	readyTimeout  = 30 * time.Minute
+	detachTimeout = time.Minute
 	// undoTimeout bounds what undoes a start or ends a VM: it must happen
 	// after the caller's context has ended, too.
 	undoTimeout = 10 * time.Second
@@ -302,6 +303,8 @@ func (m *Machine) Kill(ctx context.Context) error {
 
 // WaitReady implements hypervisor.VM.
 func (m *Machine) WaitReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
 	err := m.whileRunning(ctx, m.vsock.WaitReady)
 	if errors.Is(err, hypervisor.ErrGone) {
 		return err // has the tails
@@ -352,58 +355,4 @@ func (m *Machine) whileRunning(ctx context.Context, f func(context.Context) erro
 		return fmt.Errorf("%w: it was killed", hypervisor.ErrGone)
 	}
 	return err
-}
-
-// makeDir makes the VM's private directory, or takes an empty one.
-func makeDir(dir string) error {
-	err := os.Mkdir(dir, 0o700)
-	if errors.Is(err, os.ErrExist) {
-		entries, readErr := os.ReadDir(dir)
-		if readErr != nil {
-			return fmt.Errorf("state directory: %w", readErr)
-		}
-		if len(entries) > 0 {
-			return fmt.Errorf("state directory %s is not empty (%s): another virtual machine uses it, or Cleanup has not run",
-				dir, entries[0].Name())
-		}
-		err = os.Chmod(dir, 0o700)
-	}
-	if err != nil {
-		return fmt.Errorf("state directory: %w", err)
-	}
-	return nil
-}
-
-// removeDir removes the VM's directory. Only names of ours are removed from it, so
-// that a wrong path costs nobody a tree.
-func removeDir(dir string) error {
-	err := errors.Join(vsock.RemoveSockets(dir), removeFile(dir, probeFile))
-	if rm := os.Remove(dir); rm != nil && !errors.Is(rm, os.ErrNotExist) {
-		err = errors.Join(err, rm)
-	}
-	return err
-}
-
-// Record names what a VM consists of on the host. It is kept as JSON.
-type Record struct {
-	QEMU        child.Identity `json:"qemu"`
-	VsockDaemon child.Identity `json:"vsock_daemon"` // zero if the kernel is the device
-	Dir         string         `json:"dir"`
-}
-
-// Cleanup ends a VM whose owner has died, from what it recorded, and removes what
-// is left of it. A pid that now belongs to another process is left alone. It
-// may be called more than once, and at the same time.
-func Cleanup(ctx context.Context, r Record) error {
-	if err := cleanPath(r.Dir); err != nil {
-		return fmt.Errorf("clean up virtual machine: directory: %w", err)
-	}
-	err := errors.Join(r.QEMU.Kill(ctx), r.VsockDaemon.Kill(ctx))
-	if err == nil { // else the directory stays, as a trace of what still runs
-		err = removeDir(r.Dir)
-	}
-	if err != nil {
-		return fmt.Errorf("clean up virtual machine: %w", err)
-	}
-	return nil
 }

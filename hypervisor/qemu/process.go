@@ -39,26 +39,18 @@ type process struct {
 
 // launch starts QEMU. It inherits the monitor as fdQMP, the console as fdConsole
 // and then extra, which stay the caller's to close.
-func launch(binary string, args []string, extra ...*os.File) (_ *process, err error) {
-	var close []io.Closer
-	closeAll := func() {
-		for _, c := range close {
-			c.Close()
-		}
-	}
+func launch(binary string, args []string, extra ...*os.File) (*process, error) {
 	monitor, monitorEnd, err := socketPair("qmp")
 	if err != nil {
 		return nil, err
 	}
-	close = append(close, monitorEnd)
+	defer monitorEnd.Close()
 	console, consoleEnd, err := socketPair("console")
 	if err != nil {
 		monitor.Close()
-		closeAll()
 		return nil, err
 	}
-	close = append(close, consoleEnd)
-	defer closeAll()
+	defer consoleEnd.Close()
 
 	p := &process{
 		monitor: qmp.New(monitor),
@@ -71,21 +63,21 @@ func launch(binary string, args []string, extra ...*os.File) (_ *process, err er
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = p.stderr, p.stderr
 	cmd.ExtraFiles = append([]*os.File{monitorEnd, consoleEnd}, extra...)
-	p.child, err = child.Start(cmd)
-	if err != nil {
+	if p.child, err = child.Start(cmd); err != nil {
 		_ = p.monitor.Disconnect()
 		console.Close()
 		return nil, err
 	}
-	go func() {
-		defer console.Close()
-		_, _ = io.Copy(p.console, console)
-		closeDrained(p)
-	}()
+	go p.drain(console)
 	return p, nil
 }
 
-func closeDrained(p *process) { close(p.drained) }
+// drain reads the console until QEMU closes it.
+func (p *process) drain(console net.Conn) {
+	defer close(p.drained)
+	defer console.Close()
+	_, _ = io.Copy(p.console, console)
+}
 
 // handshake waits until QEMU answers on its monitor.
 func (p *process) handshake(ctx context.Context) error {

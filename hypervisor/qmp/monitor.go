@@ -305,13 +305,13 @@ func (m *Monitor) Run(command []byte) ([]byte, error) {
 
 // interruptible runs one call of I/O that ends with ctx at the latest. It leaves no
 // deadline set.
-func interruptible(ctx context.Context, setDeadline func(time.Time) error, io func() error) error {
+func interruptible(ctx context.Context, setDeadline func(time.Time) error, call func() error) error {
 	fired := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(fired)
 		_ = setDeadline(time.Unix(1, 0)) // the past
 	})
-	err := io()
+	err := call()
 	if !stop() {
 		<-fired
 		_ = setDeadline(time.Time{})

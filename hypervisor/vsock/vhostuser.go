@@ -181,24 +181,33 @@ func (d *vhostUserDevice) Release() {
 }
 
 func (d *vhostUserDevice) WaitReady(ctx context.Context) error {
+	if d.isReady() {
+		return nil
+	}
 	select {
 	case d.turn <- struct{}{}:
 		defer func() { <-d.turn }()
-	case <-d.announced:
-		return nil
 	case <-ctx.Done():
 		return notAnnounced(context.Cause(ctx))
 	}
-	select {
-	case <-d.announced:
+	if d.isReady() { // seen by whoever had the turn before
 		return nil
-	default:
 	}
 	if err := d.accept(ctx); err != nil {
 		return err
 	}
 	close(d.announced)
-	return nil
+	// A guest that dials again is refused, and cannot fill a queue nobody reads.
+	return d.ready.Close()
+}
+
+func (d *vhostUserDevice) isReady() bool {
+	select {
+	case <-d.announced:
+		return true
+	default:
+		return false
+	}
 }
 
 // accept waits for the guest's one dial; what it would say is not read.
@@ -283,7 +292,7 @@ func (d *vhostUserDevice) Close(ctx context.Context) error {
 		errs = append(errs, d.daemon.Kill(ctx))
 	}
 	if d.ready != nil {
-		_ = d.ready.Close() // removes its socket; already closed the second time
+		_ = d.ready.Close() // removes its socket; may be closed already
 	}
 	errs = append(errs, RemoveSockets(d.dir))
 	return errors.Join(errs...)
