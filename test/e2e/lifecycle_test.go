@@ -8,13 +8,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
-	apievents "github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/typeurl/v2"
 
 	"github.com/erofsvm/erofsvm/test/harness"
 	"github.com/erofsvm/erofsvm/test/harness/e2etest"
@@ -113,49 +109,15 @@ func TestStatesAsTheTaskLives(t *testing.T) {
 func TestEventsComeOnceAndInOrder(t *testing.T) {
 	bed := e2etest.Newest(t)
 	image := bed.Image(t, "one", harness.Snapshotter)
-	ctx, cancel := context.WithCancel(bed.Context(t.Context()))
-	defer cancel()
-	stream, streamErrs := bed.Client().EventService().Subscribe(ctx, `topic~="/tasks/"`)
-
+	all := bed.Events(t, "")
 	c, code := bed.Run(t, e2etest.Spec{Image: image, Args: []string{"true"}})
 	if code != 0 {
 		t.Errorf("code %d", code)
 	}
-	want := []string{"/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"}
-	var got []string
-	// An event of our own marks the end of what the task can have sent.
-	if err := bed.Client().EventService().Publish(ctx, "/tasks/marker", &apievents.TaskStart{ContainerID: "marker"}); err != nil {
-		t.Fatal(err)
-	}
-	for done := false; !done; {
-		select {
-		case e := <-stream:
-			if e.Topic == "/tasks/marker" {
-				done = true
-			} else if containerOf(t, e) == c.ID {
-				got = append(got, e.Topic)
-			}
-		case err := <-streamErrs:
-			t.Fatal(err)
-		case <-time.After(e2etest.Step):
-			t.Fatalf("no marker; events so far: %v", got)
-		}
-	}
-	if !slices.Equal(got, want) {
+	got := all.Of(t, c.ID)
+	if want := []string{"/tasks/create", "/tasks/start", "/tasks/exit", "/tasks/delete"}; !slices.Equal(got, want) {
 		t.Errorf("events %v, want %v", got, want)
 	}
-}
-
-func containerOf(t *testing.T, e *events.Envelope) string {
-	t.Helper()
-	event, err := typeurl.UnmarshalAny(e.Event)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if named, ok := event.(interface{ GetContainerID() string }); ok {
-		return named.GetContainerID()
-	}
-	return ""
 }
 
 // TestContainerdRestarts: a containerd that comes back finds the running task

@@ -162,7 +162,7 @@ func layerFiles(t *testing.T, bed *e2etest.Bed, ref string) []string {
 		t.Fatal(err)
 	}
 	service := bed.Client().SnapshotService(harness.Snapshotter)
-	mounts, err := service.Prepare(ctx, "look", identity.ChainID(ids).String(), snapshots.WithLabels(nil))
+	mounts, err := service.Prepare(ctx, "look", identity.ChainID(ids).String(), snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "test"}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -227,7 +227,9 @@ func (c *Containerd) environment() []string {
 			env = append(env, entry)
 		}
 	}
-	return append(env, "PATH="+path)
+	// ctr would repeat the daemon's deprecations, such as of cgroup v1, on the
+	// stream that the tests read.
+	return append(env, "PATH="+path, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=true")
 }
 
 // Client talks to this containerd, in Namespace.

@@ -132,7 +132,7 @@ func TestEveryReleaseHandsOutErofsLayers(t *testing.T) {
 				t.Fatal(err)
 			}
 			service := c.Client().SnapshotService(Snapshotter)
-			mounts, err := service.Prepare(c.Context(ctx), "try", identity.ChainID(ids).String(), snapshots.WithLabels(nil))
+			mounts, err := service.Prepare(c.Context(ctx), "try", identity.ChainID(ids).String(), snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "test"}))
 			if err != nil {
 				t.Fatal(err)
 			}

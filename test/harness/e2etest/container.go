@@ -201,8 +201,14 @@ func (b *Bed) Run(t *testing.T, s Spec) (c *Container, code uint32) {
 	return c, code
 }
 
-// WaitExit waits for the exit event and returns the code.
+// WaitExit waits until the process has ended and returns its code.
 func (c *Container) WaitExit(t *testing.T) uint32 {
+	t.Helper()
+	return c.WaitExitWithin(t, Boot)
+}
+
+// WaitExitWithin is WaitExit for a process that takes its time.
+func (c *Container) WaitExitWithin(t *testing.T, d time.Duration) uint32 {
 	t.Helper()
 	select {
 	case status := <-c.exit:
@@ -211,7 +217,7 @@ func (c *Container) WaitExit(t *testing.T) uint32 {
 			t.Fatalf("wait for %s: %v", c.ID, err)
 		}
 		return code
-	case <-time.After(Boot):
+	case <-time.After(d):
 		t.Fatalf("%s does not end; stdout:\n%s\nstderr:\n%s", c.ID, c.Stdout, c.Stderr)
 		return 0
 	}

@@ -1,0 +1,110 @@
+package faults
+
+import (
+	"context"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/erofsvm/erofsvm/test/harness"
+	"github.com/erofsvm/erofsvm/test/harness/e2etest"
+)
+
+// TestTheShimIsKilled: SIGKILL leaves it no time for anything. The VM is gone
+// all the same, containerd learns of the exit, and what lay on the host is
+// removed by `delete`.
+func TestTheShimIsKilled(t *testing.T) {
+	for _, release := range harness.Releases {
+		t.Run(release, func(t *testing.T) {
+			bed := e2etest.Release(t, release)
+			image := bed.Image(t, "two", harness.Snapshotter)
+			c := bed.Start(t, e2etest.Spec{Image: image, Args: []string{"sh", "-c", "echo up; sleep 1000"}})
+			c.Stdout.WaitFor(t, "up")
+			vm := int(c.Task.Pid())
+			events := bed.Events(t, c.ID)
+			killShim(t, bed)
+			begun := time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), e2etest.After)
+			defer cancel()
+			gone, err := harness.WaitExit(ctx, vm)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !gone {
+				t.Errorf("the VM, pid %d, still runs %v after its shim was killed", vm, e2etest.After)
+			}
+			t.Logf("the VM was gone %v after its shim was killed", time.Since(begun).Round(time.Millisecond))
+			// The connection on which the test waits breaks with the shim. What
+			// containerd tells everybody comes when `delete` has run.
+			if got := events.Until(t, "/tasks/delete"); !slices.Equal(got, []string{"/tasks/exit", "/tasks/delete"}) {
+				t.Errorf("events %v", got)
+			}
+		})
+	}
+}
+
+// TestTheShimIsKilledWhileTheGuestBoots: the create fails, nothing is left.
+func TestTheShimIsKilledWhileTheGuestBoots(t *testing.T) {
+	bed := e2etest.Newest(t)
+	image := bed.Image(t, "two", harness.Snapshotter)
+	failed := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(t.Context(), e2etest.Boot)
+		defer cancel()
+		failed <- bed.Ctr(ctx, "run", "--rm", "--runtime", harness.Runtime, "--runtime-config-path", bed.ShimConfigPath(),
+			"--snapshotter", harness.Snapshotter, image, "boots", "true").Run()
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), e2etest.Boot)
+	defer cancel()
+	if err := bed.WaitForSandbox(ctx); err != nil {
+		t.Fatal(err)
+	}
+	killShim(t, bed)
+	if err := <-failed; err == nil {
+		t.Error("ctr run succeeded")
+	}
+	if err := bed.RemoveContainers(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTheVMIsKilled: its death ends the container at once, with an exit event
+// and everything gone, however it came about.
+func TestTheVMIsKilled(t *testing.T) {
+	bed := e2etest.Newest(t)
+	image := bed.Image(t, "two", harness.Snapshotter)
+	c := bed.Start(t, e2etest.Spec{Image: image, Args: []string{"sh", "-c", "echo up; sleep 1000"}})
+	c.Stdout.WaitFor(t, "up")
+	if err := syscall.Kill(int(c.Task.Pid()), syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	if code := c.WaitExit(t); code != 137 {
+		t.Errorf("code %d, want 137", code)
+	}
+	t.Logf("the exit came %v after the VM was killed", time.Since(begun).Round(time.Millisecond))
+	ctx, cancel := context.WithTimeout(bed.Context(t.Context()), e2etest.Step)
+	defer cancel()
+	if err := c.Task.Kill(ctx, syscall.SIGKILL); !errdefs.IsNotFound(err) {
+		t.Errorf("kill after the VM has gone: %v, want NotFound", err)
+	}
+	c.Delete(t)
+}
+
+// killShim kills the only shim that runs.
+func killShim(t *testing.T, bed *e2etest.Bed) {
+	t.Helper()
+	shims, err := bed.Shims()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(shims) != 1 {
+		t.Fatalf("shims %v, want one", shims)
+	}
+	if err := syscall.Kill(shims[0], syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,72 @@
+package harness
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Shims are the pids of the shims that serve sandboxes of this containerd.
+func (c *Containerd) Shims() ([]int, error) {
+	return c.running("containerd-shim-erofsvm-v2")
+}
+
+// VMs are the pids of the QEMUs that descend from this containerd.
+func (c *Containerd) VMs() ([]int, error) {
+	return c.running("qemu-system-x86_64")
+}
+
+func (c *Containerd) running(program string) ([]int, error) {
+	pids, err := c.group.pids()
+	if err != nil {
+		return nil, err
+	}
+	var found []int
+	for _, pid := range pids {
+		exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+		if err == nil && filepath.Base(exe) == program {
+			found = append(found, pid)
+		}
+	}
+	return found, nil
+}
+
+// WaitExit waits until a process has exited and says whether it has, before ctx
+// ended.
+func WaitExit(ctx context.Context, pid int) (bool, error) {
+	if err := waitExit(ctx, pid); err != nil {
+		return false, err
+	}
+	return isZombie(pid), nil
+}
+
+// WaitForSandbox waits until a sandbox has its directory in the shim's
+// state_dir, which is when its VM begins to boot.
+func (c *Containerd) WaitForSandbox(ctx context.Context) error {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("inotify: %w", err)
+	}
+	events := os.NewFile(uintptr(fd), "inotify")
+	defer events.Close()
+	if _, err := unix.InotifyAddWatch(fd, c.dirs.sandboxes, unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
+		return fmt.Errorf("watch %s: %w", c.dirs.sandboxes, err)
+	}
+	if list, err := entries(c.dirs.sandboxes); err != nil || len(list) > 0 {
+		return err
+	}
+	if deadline, ok := ctx.Deadline(); ok {
+		if err := events.SetReadDeadline(deadline); err != nil {
+			return err
+		}
+	}
+	_, err = events.Read(make([]byte, 4096))
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return fmt.Errorf("no sandbox appears in %s: %w", c.dirs.sandboxes, err)
+	}
+	return err
+}
