@@ -29,12 +29,12 @@ func (a *agent) CopyFile(_ context.Context, r *pb.CopyFileRequest) (*emptypb.Emp
 	if err != nil {
 		return nil, err
 	}
-	end := r.GetOffset() + int64(len(r.GetData()))
+	left := r.GetFileSize() - int64(len(r.GetData())) // where the last piece would begin
 	switch {
 	case r.GetFileSize() < 0 || r.GetFileSize() > maxFile:
 		return nil, fmt.Errorf("copy %s: %d bytes, at most %d: %w", r.GetPath(), r.GetFileSize(), maxFile, errdefs.ErrInvalidArgument)
-	case r.GetOffset() < 0 || end > r.GetFileSize():
-		return nil, fmt.Errorf("copy %s: bytes %d to %d of %d: %w", r.GetPath(), r.GetOffset(), end, r.GetFileSize(), errdefs.ErrInvalidArgument)
+	case r.GetOffset() < 0 || r.GetOffset() > left:
+		return nil, fmt.Errorf("copy %s: %d bytes at %d of %d: %w", r.GetPath(), len(r.GetData()), r.GetOffset(), r.GetFileSize(), errdefs.ErrInvalidArgument)
 	case r.GetFileMode()&unix.S_IFMT != unix.S_IFREG && r.GetFileMode()&unix.S_IFMT != 0:
 		return nil, fmt.Errorf("copy %s: only regular files: %w", r.GetPath(), errdefs.ErrNotImplemented)
 	}
@@ -43,7 +43,7 @@ func (a *agent) CopyFile(_ context.Context, r *pb.CopyFileRequest) (*emptypb.Emp
 		return nil, fmt.Errorf("copy %s: %w", r.GetPath(), err)
 	}
 	defer unix.Close(dir)
-	if err := writePiece(dir, name, r, end == r.GetFileSize()); err != nil {
+	if err := writePiece(dir, name, r, r.GetOffset() == left); err != nil {
 		return nil, fmt.Errorf("copy %s: %w", r.GetPath(), err)
 	}
 	return empty, nil
