@@ -24,6 +24,9 @@ const (
 	agentUpper      = "X-kata.overlay-upper"
 	agentLower      = "X-kata.overlay-lower"
 	agentMkdirPath  = "X-kata.mkdir.path="
+
+	agentPartitioned = "X-kata.gpt-partitioned=true"
+	agentPartition   = "X-kata.partition-number="
 )
 
 // What the guest mounts with, as far as it comes from the list. Anything else

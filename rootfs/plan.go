@@ -21,6 +21,9 @@ const (
 	// StrategyMerged concatenates an fsmeta and the layers that its device
 	// table names; the guest sees one EROFS filesystem.
 	StrategyMerged Strategy = "merged"
+	// StrategyPartitioned puts a partition table in front of the layers; the
+	// guest sees a filesystem per partition.
+	StrategyPartitioned Strategy = "partitioned"
 )
 
 // Role says what a disk is to the container.
@@ -54,6 +57,20 @@ type Disk struct {
 	Bytes    int64  `json:"bytes"` // what the guest sees, a multiple of 512
 	// Extents are the pieces of a DriverVMDK disk, in order.
 	Extents []vmdk.Extent `json:"extents,omitempty"`
+	// Generated is the file behind those extents that have no path; nil if
+	// there is none. Who makes the disk puts it beside the descriptor, see
+	// vmdk.WriteDisk.
+	Generated *vmdk.Generated `json:"-"`
+	// Partitions are those of StrategyPartitioned, the topmost layer first.
+	Partitions []Partition `json:"partitions,omitempty"`
+}
+
+// Partition is where a lower lies on a disk with a partition table.
+type Partition struct {
+	Number  int    `json:"number"` // as the guest's kernel counts, from 1
+	Path    string `json:"path"`   // of the layer, or of the index
+	Start   int64  `json:"start"`  // first sector
+	Sectors int64  `json:"sectors"`
 }
 
 // Storage is one filesystem that the guest mounts from a disk to make the
@@ -66,7 +83,8 @@ type Storage struct {
 }
 
 // Plan is what the mounts of one container become: disks for the VM and
-// storages for the guest. Storages[0] is the upper, if there is one.
+// storages for the guest. Storages[0] is the upper, if there is one; the lowers
+// follow, the topmost first.
 type Plan struct {
 	Strategy Strategy  `json:"strategy"`
 	Reason   string    `json:"reason"`

@@ -87,7 +87,7 @@ func oddLayers(t *testing.T, dir string) []string {
 func qemuReads(t *testing.T, disk rootfs.Disk) string {
 	t.Helper()
 	dir := t.TempDir()
-	path, err := vmdk.Write(dir, "layers.vmdk", disk.Extents)
+	path, err := vmdk.WriteDisk(dir, "layers.vmdk", disk.Extents, disk.Generated)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -162,7 +162,8 @@ func TestTheKernelSeesTheUnionOfTheLayers(t *testing.T) {
 				t.Fatal(err)
 			}
 			disk := qemuReads(t, plan.Disks[1])
-			want, got := trees(t, below, disk)
+			union := trees(t, below, []string{disk})
+			want, got := union[0], union[1]
 			// mkfs.erofs does not carry over the root itself. Where there is
 			// an upper layer, its directory stands for the root.
 			if !strings.HasPrefix(got[0], `"." drwxrwxrwx 0:0`) {
@@ -196,15 +197,17 @@ func needMounts(t *testing.T) {
 	}
 }
 
-// trees lists the layers under an overlay, and the merged disk. The mounts are
-// made in a namespace of a thread that ends with them.
-func trees(t *testing.T, layers []string, disk string) (overlay, merged []string) {
+// trees lists what each stack of images shows, an image by itself and several
+// under an overlay; the oldest is the first. The mounts are made in a namespace
+// of a thread that ends with them.
+func trees(t *testing.T, stacks ...[]string) [][]string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "mnt") // short: an option page holds all layers
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
+	var all [][]string
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -213,35 +216,40 @@ func trees(t *testing.T, layers []string, disk string) (overlay, merged []string
 			t.Error(err)
 			return
 		}
-		var lowers []string
-		for i, l := range slices.Backward(layers) {
-			at := fmt.Sprintf("%s/%d", dir, i)
-			if err := mountImage(l, at); err != nil {
-				t.Errorf("%s: %v", l, err)
+		for n, images := range stacks {
+			at, err := mountStack(fmt.Sprintf("%s/%d", dir, n), images)
+			if err != nil {
+				t.Errorf("stack %d: %v", n, err)
 				return
 			}
-			lowers = append(lowers, at)
+			all = append(all, erofstest.Tree(t, at))
 		}
-		union, flat := filepath.Join(dir, "union"), filepath.Join(dir, "flat")
-		if err := os.Mkdir(union, 0o700); err != nil {
-			t.Error(err)
-			return
-		}
-		if err := unix.Mount("overlay", union, "overlay", unix.MS_RDONLY, "lowerdir="+strings.Join(lowers, ":")); err != nil {
-			t.Errorf("overlay: %v", err)
-			return
-		}
-		if err := mountImage(disk, flat); err != nil {
-			t.Errorf("merged disk: %v", err)
-			return
-		}
-		overlay, merged = erofstest.Tree(t, union), erofstest.Tree(t, flat)
 	}()
 	<-done
 	if t.Failed() {
 		t.FailNow()
 	}
-	return overlay, merged
+	return all
+}
+
+// mountStack mounts the images below prefix and returns where their union is.
+func mountStack(prefix string, images []string) (string, error) {
+	var lowers []string
+	for i, image := range slices.Backward(images) {
+		at := fmt.Sprintf("%s-%d", prefix, i)
+		if err := mountImage(image, at); err != nil {
+			return "", fmt.Errorf("%s: %w", image, err)
+		}
+		lowers = append(lowers, at)
+	}
+	if len(lowers) == 1 {
+		return lowers[0], nil
+	}
+	union := prefix + "-union"
+	if err := os.Mkdir(union, 0o700); err != nil {
+		return "", err
+	}
+	return union, unix.Mount("overlay", union, "overlay", unix.MS_RDONLY, "lowerdir="+strings.Join(lowers, ":"))
 }
 
 func privateMounts() error {

@@ -19,15 +19,27 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"unicode/utf8"
 )
 
 // Extent is a range of a host file that becomes a range of the disk.
 type Extent struct {
-	Path    string `json:"path"`    // absolute host path
+	Path    string `json:"path"`    // absolute host path; "" for the disk's Generated file
 	Sectors int64  `json:"sectors"` // length in sectors of 512 bytes
 	Offset  int64  `json:"offset"`  // start within the file, in sectors
+}
+
+// Generated is a file that is made for one disk alone, such as for a partition
+// table: Data, and zeros behind it up to Size bytes. Extents without a path are
+// ranges of it.
+//
+// A type ZERO of extents is in the format, but QEMU passes over such a line
+// without a word, so that zeros have to come from a file.
+type Generated struct {
+	Data []byte
+	Size int64
 }
 
 const (
@@ -125,6 +137,18 @@ func CheckPath(path string) error {
 	return nil
 }
 
+// Resolve returns the extents with path in the place of the file that is made
+// for the disk.
+func Resolve(extents []Extent, path string) []Extent {
+	out := slices.Clone(extents)
+	for i := range out {
+		if out[i].Path == "" {
+			out[i].Path = path
+		}
+	}
+	return out
+}
+
 // Write puts the descriptor of the extents into dir under name and returns its
 // path. The file appears whole or not at all, replacing one of that name; it
 // is the caller's to remove.
@@ -133,12 +157,37 @@ func Write(dir, name string, extents []Extent) (path string, err error) {
 	if err != nil {
 		return "", err
 	}
+	if path, err = put(dir, name, text, int64(len(text))); err != nil {
+		return "", fmt.Errorf("write VMDK descriptor: %w", err)
+	}
+	return path, nil
+}
+
+// WriteDisk is Write for extents of which some are ranges of a generated file,
+// which is put beside the descriptor as name.data. Without one it is Write.
+// Both files are the caller's to remove, after an error too.
+func WriteDisk(dir, name string, extents []Extent, generated *Generated) (path string, err error) {
+	if generated == nil {
+		return Write(dir, name, extents)
+	}
+	data, err := put(dir, name+".data", generated.Data, generated.Size)
+	if err != nil {
+		return "", fmt.Errorf("write %s of a VMDK disk: %w", name+".data", err)
+	}
+	return Write(dir, name, Resolve(extents, data))
+}
+
+// put makes a file of data and zeros up to size bytes, whole or not at all.
+func put(dir, name string, data []byte, size int64) (path string, err error) {
 	if name == "" || name != filepath.Base(name) || name == "." || name == ".." {
-		return "", fmt.Errorf("write VMDK descriptor: name %q is not a file name", name)
+		return "", fmt.Errorf("name %q is not a file name", name)
+	}
+	if size < int64(len(data)) {
+		return "", fmt.Errorf("%d bytes of data are more than %d", len(data), size)
 	}
 	tmp, err := os.CreateTemp(dir, "."+name+"-")
 	if err != nil {
-		return "", fmt.Errorf("write VMDK descriptor: %w", err)
+		return "", err
 	}
 	defer func() {
 		if err != nil {
@@ -146,18 +195,21 @@ func Write(dir, name string, extents []Extent) (path string, err error) {
 			os.Remove(tmp.Name())
 		}
 	}()
-	if _, err = tmp.Write(text); err != nil {
-		return "", fmt.Errorf("write VMDK descriptor: %w", err)
+	if _, err = tmp.Write(data); err != nil {
+		return "", err
+	}
+	if err = tmp.Truncate(size); err != nil {
+		return "", err
 	}
 	if err = tmp.Sync(); err != nil {
-		return "", fmt.Errorf("write VMDK descriptor: %w", err)
+		return "", err
 	}
 	if err = tmp.Close(); err != nil {
-		return "", fmt.Errorf("write VMDK descriptor: %w", err)
+		return "", err
 	}
 	path = filepath.Join(dir, name)
 	if err = os.Rename(tmp.Name(), path); err != nil {
-		return "", fmt.Errorf("write VMDK descriptor: %w", err)
+		return "", err
 	}
 	return path, nil
 }

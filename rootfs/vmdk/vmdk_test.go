@@ -163,6 +163,36 @@ func TestWriteAppearsWholeAndLeavesNothingElse(t *testing.T) {
 	}
 }
 
+func TestAGeneratedFileLiesBesideTheDescriptor(t *testing.T) {
+	dir := t.TempDir()
+	extents := []vmdk.Extent{{Sectors: 1}, {Path: "/a", Sectors: 2}, {Sectors: 3, Offset: 1}}
+	if _, err := vmdk.Write(dir, "layers.vmdk", extents); !errors.Is(err, vmdk.ErrPath) {
+		t.Errorf("extents without a path: %v, want %v", err, vmdk.ErrPath)
+	}
+	path, err := vmdk.WriteDisk(dir, "layers.vmdk", extents, &vmdk.Generated{Data: []byte("data"), Size: 2048})
+	if err != nil {
+		t.Fatal(err)
+	}
+	data := path + ".data"
+	if got, err := os.ReadFile(data); err != nil || !bytes.Equal(got, append([]byte("data"), make([]byte, 2044)...)) {
+		t.Errorf("%s has %q (%v)", data, got, err)
+	}
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkText(t, text, []vmdk.Extent{{Path: data, Sectors: 1}, {Path: "/a", Sectors: 2}, {Path: data, Sectors: 3, Offset: 1}})
+	if extents[0].Path != "" {
+		t.Error("the caller's extents were changed")
+	}
+	if _, err := vmdk.WriteDisk(dir, "x", extents, &vmdk.Generated{Data: []byte("data"), Size: 3}); err == nil {
+		t.Error("a file shorter than its data was made")
+	}
+	if _, err := vmdk.WriteDisk(dir, "..", extents, &vmdk.Generated{}); err == nil {
+		t.Error("a name that is none was taken")
+	}
+}
+
 // FuzzDescriptor wants what is written to read back as it was meant.
 func FuzzDescriptor(f *testing.F) {
 	f.Add("/a", int64(1), int64(0), "/b", int64(5*gib), int64(7))

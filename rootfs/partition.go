@@ -1,0 +1,108 @@
+package rootfs
+
+import (
+	"crypto/sha256"
+	"fmt"
+
+	"github.com/google/uuid"
+
+	"github.com/erofsvm/erofsvm/rootfs/erofs"
+	"github.com/erofsvm/erofsvm/rootfs/gpt"
+	"github.com/erofsvm/erofsvm/rootfs/vmdk"
+)
+
+// addPartitioned plans a disk with a partition per lower, the topmost first.
+// An index is a partition together with the layers of its device table.
+func (plan *Plan) addPartitioned(lowers []lowerImage, reason string) error {
+	contents := make([]gpt.Content, len(lowers))
+	pieces := make([][]vmdk.Extent, len(lowers))
+	for i, l := range lowers {
+		pieces[i] = l.extents()
+		for _, e := range pieces[i] {
+			contents[i].Sectors += e.Sectors
+		}
+		contents[i].Name = fmt.Sprintf("layer %d", i+1)
+	}
+	id := identify(lowers, contents)
+	table, err := gpt.New(id, contents)
+	if err != nil {
+		return fmt.Errorf("partitions for %d layers: %w", len(lowers), err)
+	}
+	disk := Disk{Role: RoleLayers, Driver: DriverVMDK, ReadOnly: true, Generated: generated(table)}
+	zeros := int64(len(disk.Generated.Data)) / gpt.SectorSize
+	pad := func(until int64) error {
+		gap := until - disk.Bytes/gpt.SectorSize
+		if gap == 0 {
+			return nil
+		}
+		return disk.add(vmdk.Extent{Sectors: gap, Offset: zeros})
+	}
+	primary := int64(len(table.Primary)) / gpt.SectorSize
+	if err := disk.add(vmdk.Extent{Sectors: primary}); err != nil {
+		return err
+	}
+	for i, at := range table.Partitions {
+		if err := pad(at.Start); err != nil {
+			return err
+		}
+		for _, e := range pieces[i] {
+			if err := disk.add(e); err != nil {
+				return err
+			}
+		}
+		disk.Partitions = append(disk.Partitions, Partition{
+			Number: i + 1, Path: lowers[i].image.Path, Start: at.Start, Sectors: at.Sectors,
+		})
+	}
+	if err := pad(table.BackupStart()); err != nil {
+		return err
+	}
+	if err := disk.add(vmdk.Extent{Sectors: zeros - primary, Offset: primary}); err != nil {
+		return err
+	}
+	plan.Strategy = StrategyPartitioned
+	plan.Reason = reason
+	plan.Disks = append(plan.Disks, disk)
+	for i, l := range lowers {
+		plan.addLower(l.Options, agentPartitioned, fmt.Sprintf("%s%d", agentPartition, i+1))
+	}
+	return nil
+}
+
+// generated is the file with both copies of the table, and behind them zeros
+// for the longest gap that there can be between partitions.
+func generated(table *gpt.Layout) *vmdk.Generated {
+	data := append(table.Primary, table.Backup...)
+	return &vmdk.Generated{Data: data, Size: int64(len(data)) + gpt.Alignment*gpt.SectorSize}
+}
+
+// identify gives the disk and its partitions GUIDs that say what they hold, so
+// that the same layers make the same disk, and returns that of the disk.
+func identify(lowers []lowerImage, contents []gpt.Content) uuid.UUID {
+	h := sha256.New()
+	for i, l := range lowers {
+		fmt.Fprintf(h, "%s %d\n", l.image.Super.UUID, contents[i].Sectors)
+	}
+	disk := ownUUID(h.Sum(nil))
+	for i := range contents {
+		sum := sha256.Sum256(fmt.Appendf(disk[:], "partition %d", i+1))
+		contents[i].ID = ownUUID(sum[:])
+	}
+	return disk
+}
+
+// ownUUID makes a hash a UUID of one's own making, version 8 of RFC 9562.
+func ownUUID(hash []byte) uuid.UUID {
+	id := uuid.UUID(hash[:16])
+	id[6] = id[6]&0x0f | 0x80
+	id[8] = id[8]&0x3f | 0x80
+	return id
+}
+
+// extents are what a guest reads of the lower on a disk or partition of its own.
+func (l *lowerImage) extents() []vmdk.Extent {
+	if l.devices != nil {
+		return flatExtents(l.image, l.devices)
+	}
+	return []vmdk.Extent{{Path: l.image.Path, Sectors: l.image.Super.Bytes() / erofs.SectorSize}}
+}

@@ -1,0 +1,142 @@
+package rootfs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/erofsvm/erofsvm/rootfs/erofs"
+	"github.com/erofsvm/erofsvm/rootfs/merge"
+	"github.com/erofsvm/erofsvm/rootfs/vmdk"
+)
+
+// Layers is how the administrator wants several layers to become one disk. One
+// layer, and an index that stands for all of them, stay what they are.
+type Layers string
+
+const (
+	// LayersAuto merges what can be merged, and gives the rest partitions if
+	// Options.Partitions allows it.
+	LayersAuto Layers = "auto"
+	// LayersMerge merges, and refuses what cannot be merged.
+	LayersMerge Layers = "merge"
+	// LayersPartition gives every lower a partition.
+	LayersPartition Layers = "partition"
+)
+
+func (o *Options) check() error {
+	switch o.Layers {
+	case LayersAuto, LayersMerge:
+		return nil
+	case LayersPartition:
+		if o.Partitions {
+			return nil
+		}
+		return fmt.Errorf("layers = %q: %w", o.Layers, errNoPartitions)
+	}
+	return fmt.Errorf("layers = %q is not known (%s, %s, %s are): %w", o.Layers, LayersAuto, LayersMerge, LayersPartition, errdefs.ErrInvalidArgument)
+}
+
+var errNoPartitions = fmt.Errorf("the guest cannot find layers in partitions: %w", errdefs.ErrNotImplemented)
+
+// addLayers plans all layers as one disk, by the first strategy that fits.
+func (p *Planner) addLayers(ctx context.Context, plan *Plan, lowers []lowerImage) error {
+	if only := lowers[0]; len(lowers) == 1 {
+		if only.devices == nil {
+			return plan.addRaw(only)
+		}
+		return plan.addMerged(only.image, only.devices, only.Options, fmt.Sprintf("an index of %d layers came with the mounts", len(only.devices)))
+	}
+	if p.options.Layers == LayersPartition {
+		return plan.addPartitioned(lowers, "the configuration wants partitions")
+	}
+	layers := flatten(lowers)
+	merged, err := p.merger.Fsmeta(ctx, layers)
+	switch {
+	case err == nil:
+		origin := "from the cache"
+		if merged.Built {
+			origin = "made now"
+		}
+		return plan.addMerged(merged.Meta, layers, commonOptions(lowers), fmt.Sprintf("%d layers share one index, %s", len(layers), origin))
+	case p.options.Partitions && p.options.Layers == LayersAuto && unmergeable(err) && ctx.Err() == nil:
+		if errors.Is(err, merge.ErrTool) {
+			plan.Warnings = append(plan.Warnings, oneLine(err))
+		}
+		return plan.addPartitioned(lowers, oneLine(err))
+	}
+	return err
+}
+
+// unmergeable says whether err is about the layers or mkfs.erofs, and not about
+// the cache or the host.
+func unmergeable(err error) bool {
+	return errors.Is(err, merge.ErrIneligible) || errors.Is(err, merge.ErrTool) || errors.Is(err, merge.ErrBuild)
+}
+
+// oneLine is the text of err for a log and for the eyes.
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+// addRaw plans a single layer as the disk.
+func (plan *Plan) addRaw(lower lowerImage) error {
+	plan.Strategy = StrategyRaw
+	plan.Reason = "there is one layer"
+	plan.Disks = append(plan.Disks, Disk{
+		Role: RoleLayers, Driver: DriverRaw, Path: lower.image.Path, ReadOnly: true, Bytes: lower.image.Size,
+	})
+	plan.addLower(lower.Options)
+	return nil
+}
+
+// addMerged plans an index and the layers of its device table as one disk.
+func (plan *Plan) addMerged(meta *erofs.Image, layers []*erofs.Image, options []string, reason string) error {
+	if err := erofs.CheckDevices(meta, layers); err != nil {
+		return err
+	}
+	disk := Disk{Role: RoleLayers, Driver: DriverVMDK, ReadOnly: true}
+	for _, e := range flatExtents(meta, layers) {
+		if err := disk.add(e); err != nil {
+			return err
+		}
+	}
+	plan.Strategy = StrategyMerged
+	plan.Reason = reason
+	plan.Disks = append(plan.Disks, disk)
+	plan.addLower(options)
+	return nil
+}
+
+// flatExtents are an index and the layers of its device table, one after the
+// other. An extent is as long as the superblock says, not as its file: what
+// follows the filesystem in a file would shift every later layer.
+func flatExtents(meta *erofs.Image, layers []*erofs.Image) []vmdk.Extent {
+	extents := []vmdk.Extent{{Path: meta.Path, Sectors: meta.Super.Bytes() / erofs.SectorSize}}
+	for _, l := range layers {
+		extents = append(extents, vmdk.Extent{Path: l.Path, Sectors: l.Super.Bytes() / erofs.SectorSize})
+	}
+	return extents
+}
+
+// add puts an extent at the end of the disk.
+func (d *Disk) add(e vmdk.Extent) error {
+	if e.Path != "" {
+		if err := vmdk.CheckPath(e.Path); err != nil {
+			return err
+		}
+	}
+	d.Extents = append(d.Extents, e)
+	d.Bytes += e.Sectors * erofs.SectorSize
+	return nil
+}
+
+// addLower plans the mount of a lower that lies on the last disk.
+func (plan *Plan) addLower(options []string, more ...string) {
+	options = append(slices.Clone(options), agentLower, agentMultiLayer)
+	plan.Storages = append(plan.Storages, Storage{
+		Disk: len(plan.Disks) - 1, FSType: "erofs", Options: append(options, more...),
+	})
+}
