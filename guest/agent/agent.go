@@ -42,6 +42,7 @@ func Run(began time.Time) error {
 	if err := boot.Mounts(); err != nil {
 		return err
 	}
+	mounted := time.Since(began)
 	lines := agentlog.New()
 	console, err := os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0)
 	if err != nil {
@@ -85,7 +86,7 @@ func Run(began time.Time) error {
 	go func() {
 		defer close(ready)
 		finishBoot(modules, log)
-		log.Info("agent serves", "listening_after", listening, "ready_after", time.Since(began), "uptime", uptime())
+		log.Info("agent serves", "mounted_after", mounted, "listening_after", listening, "ready_after", time.Since(began), "uptime", uptime())
 	}()
 
 	boot.ReapOrphans(ctx.Done())

@@ -5,7 +5,11 @@ import (
 	"errors"
 	"net"
 	"testing"
+
+	"go.uber.org/goleak"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // pieces records the sizes of writes, and fails after some bytes.
 type pieces struct {

@@ -61,6 +61,7 @@ func toHooks(h *pb.Hooks) *specs.Hooks {
 		return out
 	}
 	return &specs.Hooks{
+		//lint:ignore SA1019 deprecated, and still a field of the wire
 		Prestart:        each(h.GetPrestart(), hook),
 		CreateRuntime:   each(h.GetCreateRuntime(), hook),
 		CreateContainer: each(h.GetCreateContainer(), hook),

@@ -29,7 +29,9 @@ type Sandbox struct {
 }
 
 // hostname is a name by RFC 1123, no longer than the kernel takes.
-var hostname = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?$`)
+var hostname = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?$`)
+})
 
 const (
 	maxDNSLines = 64
@@ -58,7 +60,7 @@ func (s *Sandbox) create(name string, dns []string) error {
 	if err != nil {
 		return err
 	}
-	if name != "" && !hostname.MatchString(name) {
+	if name != "" && !hostname().MatchString(name) {
 		return fmt.Errorf("hostname %.80q: %w", name, errdefs.ErrInvalidArgument)
 	}
 	s.mu.Lock()

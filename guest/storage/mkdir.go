@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -22,7 +23,9 @@ type Mkdir struct {
 
 // directive is "{{ mount N }}/path[:mode[:uid:gid]]". A path has no colon and
 // nothing else to unquote.
-var directive = regexp.MustCompile(`^\{\{ ?mount ([0-9]{1,3}) ?\}\}(/[^:\x00]+)(?::([0-7]{3,4})(?::([0-9]{1,10}):([0-9]{1,10}))?)?$`)
+var directive = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^\{\{ ?mount ([0-9]{1,3}) ?\}\}(/[^:\x00]+)(?::([0-7]{3,4})(?::([0-9]{1,10}):([0-9]{1,10}))?)?$`)
+})
 
 // maxMkdirs bounds what one request can make.
 const maxMkdirs = 64
@@ -49,7 +52,7 @@ func parseMkdir(text string, layers int) (Mkdir, error) {
 	refuse := func(why string) (Mkdir, error) {
 		return Mkdir{}, fmt.Errorf("%s: %w", why, errdefs.ErrInvalidArgument)
 	}
-	m := directive.FindStringSubmatch(text)
+	m := directive().FindStringSubmatch(text)
 	if m == nil {
 		return refuse("want {{ mount N }}/path[:mode[:uid:gid]]")
 	}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -46,12 +47,14 @@ var mountAttrs = map[string]struct{ clear, set int }{
 // refused: options can name other devices (erofs device=, ext4 journal_path=),
 // stop the kernel (errors=panic) or weaken what the layer is trusted for.
 // Documentation/filesystems/{ext4,erofs} of the kernel describe them.
-var superOptions = map[string]*regexp.Regexp{
-	"ext4": regexp.MustCompile(`^(sync|async|dirsync|lazytime|nolazytime|data=(ordered|writeback|journal)|` +
-		`commit=[0-9]{1,4}|barrier|nobarrier|barrier=[01]|discard|nodiscard|delalloc|nodelalloc|` +
-		`errors=(remount-ro|continue)|user_xattr|nouser_xattr|acl|noacl|init_itable|noinit_itable|init_itable=[0-9]{1,4})$`),
-	"erofs": regexp.MustCompile(`^(user_xattr|nouser_xattr|acl|noacl|cache_strategy=(disabled|readahead|readaround))$`),
-}
+var superOptions = sync.OnceValue(func() map[string]*regexp.Regexp {
+	return map[string]*regexp.Regexp{
+		"ext4": regexp.MustCompile(`^(sync|async|dirsync|lazytime|nolazytime|data=(ordered|writeback|journal)|` +
+			`commit=[0-9]{1,4}|barrier|nobarrier|barrier=[01]|discard|nodiscard|delalloc|nodelalloc|` +
+			`errors=(remount-ro|continue)|user_xattr|nouser_xattr|acl|noacl|init_itable|noinit_itable|init_itable=[0-9]{1,4})$`),
+		"erofs": regexp.MustCompile(`^(user_xattr|nouser_xattr|acl|noacl|cache_strategy=(disabled|readahead|readaround))$`),
+	}
+})
 
 // ParseOptions holds the options of a mount of type fstype to what may pass.
 func ParseOptions(fstype string, options []string) (Options, error) {
@@ -71,7 +74,7 @@ func ParseOptions(fstype string, options []string) (Options, error) {
 			parsed.attrs = parsed.attrs&^attr.clear | attr.set
 			continue
 		}
-		pass := superOptions[fstype]
+		pass := superOptions()[fstype]
 		if pass == nil || !pass.MatchString(o) {
 			return Options{}, fmt.Errorf("option %.64q is not allowed for %.32q: %w", o, fstype, errdefs.ErrInvalidArgument)
 		}

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 
@@ -41,11 +42,16 @@ const driverBlock = "blk"
 
 // containerID is what may become a name of a directory. It is narrower than
 // what libcontainer takes, and at most as long as a name may be for cgroups.
-var containerID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+//
+// Patterns are compiled when they are first used: this program starts before a
+// guest can answer, and once more for every process of a container.
+var containerID = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+})
 
 // CheckID refuses what may not be the id of a container or of a process.
 func CheckID(id string) error {
-	if !containerID.MatchString(id) {
+	if !containerID().MatchString(id) {
 		return fmt.Errorf("id %.140q: want a letter or digit, then up to 127 letters, digits, '_', '.' or '-': %w", id, errdefs.ErrInvalidArgument)
 	}
 	return nil

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -29,7 +30,9 @@ type Finder struct {
 
 // pciPath is one or more slots in hexadecimal from the root bus to the device,
 // each with an optional function, as the agent protocol writes them.
-var pciPath = regexp.MustCompile(`^[0-9a-f]{2}(\.[0-7])?(/[0-9a-f]{2}(\.[0-7])?){0,7}$`)
+var pciPath = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[0-9a-f]{2}(\.[0-7])?(/[0-9a-f]{2}(\.[0-7])?){0,7}$`)
+})
 
 // kobjectGroup is the multicast group to which the kernel itself sends
 // (lib/kobject_uevent.c); group 2 is what udev sends on.
@@ -40,7 +43,7 @@ const kobjectGroup = 1
 // disk that appears in between is not missed. A malformed source gives
 // errdefs.ErrInvalidArgument, a disk that does not come context.DeadlineExceeded.
 func (f Finder) Find(ctx context.Context, source string) (string, error) {
-	if !pciPath.MatchString(source) {
+	if !pciPath().MatchString(source) {
 		return "", fmt.Errorf("disk %q is not a PCI path like \"02/00\": %w", source, errdefs.ErrInvalidArgument)
 	}
 	events, err := listen()
