@@ -40,6 +40,7 @@ type Lower struct {
 	Path    string
 	Options []string // for the guest's mount
 	Devices []string // in the order of the device table
+	Verity  string   // metadata file of dm-verity, "" if there is none
 }
 
 // mount is a Mount with its type taken apart.

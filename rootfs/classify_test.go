@@ -137,8 +137,14 @@ func TestWrongListsAreRefused(t *testing.T) {
 		"host upper": {ofList(func(m []rootfs.Mount) []rootfs.Mount {
 			return replace(3, "workdir", "workdir=/w")(replace(3, "upperdir", "upperdir=/u")(m))
 		}), rootfs.ClassHostUpper, "default_size"},
-		"mkfs":             {ofList(field(0, func(m *rootfs.Mount) { m.Type = "mkfs/ext4" })), rootfs.ClassMkfs, "mkfs"},
-		"dm-verity":        {ofList(option(1, "X-containerd.dmverity=/s/2/layer.erofs.dmverity")), rootfs.ClassVerity, "dmverity_mode"},
+		"mkfs":            {ofList(field(0, func(m *rootfs.Mount) { m.Type = "mkfs/ext4" })), rootfs.ClassMkfs, "mkfs"},
+		"verity relative": {ofList(option(1, "X-containerd.dmverity=layer.erofs.dmverity")), rootfs.ClassInvalid, "absolute"},
+		"verity twice": {ofList(func(m []rootfs.Mount) []rootfs.Mount {
+			return option(1, "X-containerd.dmverity=/b")(option(1, "X-containerd.dmverity=/a")(m))
+		}), rootfs.ClassInvalid, "twice"},
+		"verity and index": {ofList(func(m []rootfs.Mount) []rootfs.Mount {
+			return option(1, "X-containerd.dmverity=/b")(option(1, "device=/a")(m))
+		}), rootfs.ClassUnknown, "one file"},
 		"mapped owners":    {ofList(option(3, "uidmap=0:1000:1")), rootfs.ClassIDMap, "uidmap=0:1000:1"},
 		"no layer":         {[]rootfs.Mount{{Type: "ext4", Source: upperImage, Options: []string{"rw"}}, {Type: "format/mkdir/bind", Source: "{{ mount 0 }}/upper", Options: []string{"rw", "rbind"}}}, rootfs.ClassNoLayers, "layer"},
 		"no overlay":       {ofList(func(m []rootfs.Mount) []rootfs.Mount { return m[:3] }), rootfs.ClassNoOverlay, "mount 2"},

@@ -72,6 +72,9 @@ func summary(l *rootfs.Layout) string {
 		if len(lower.Devices) > 0 {
 			fmt.Fprintf(&s, " (index of %d)", len(lower.Devices))
 		}
+		if lower.Verity != "" {
+			s.WriteString(" (dm-verity)")
+		}
 	}
 	return s.String()
 }
@@ -81,15 +84,23 @@ func TestEveryCaptureIsPlannedOrRefusedForItsReason(t *testing.T) {
 	for _, c := range captures(t) {
 		fmt.Fprintf(&got, "%s | %s | %s | %s: ", c.Containerd, c.Snapshotter, c.Image, c.Claims)
 		layout, err := rootfs.Classify(c.Rootfs)
+		var refusal *rootfs.Refusal
 		if err != nil {
-			var refusal *rootfs.Refusal
 			if !errors.As(err, &refusal) {
 				t.Fatalf("%v is not a Refusal", err)
 			}
 			fmt.Fprintf(&got, "refused, %s\n", refusal.Class)
 			continue
 		}
-		fmt.Fprintln(&got, summary(layout))
+		fmt.Fprint(&got, summary(layout))
+		// The files are not there, so that this ends at a refusal or at them.
+		_, err = rootfs.NewPlanner(rootfs.Options{}).Plan(deadline(t), c.Rootfs)
+		if errors.As(err, &refusal) {
+			fmt.Fprintf(&got, "; by default refused, %s", refusal.Class)
+		} else if !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%v, want a refusal or %v", err, os.ErrNotExist)
+		}
+		fmt.Fprintln(&got)
 		checkNothingIsLost(t, c.Rootfs, layout)
 	}
 	golden(t, "testdata/rootfs-mounts.golden", got.Bytes())

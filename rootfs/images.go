@@ -1,9 +1,12 @@
 package rootfs
 
 import (
+	"fmt"
 	"slices"
 
 	"github.com/erofsvm/erofsvm/rootfs/erofs"
+	"github.com/erofsvm/erofsvm/rootfs/verity"
+	"github.com/erofsvm/erofsvm/rootfs/vmdk"
 )
 
 // lowerImage is a Lower whose files have been looked at.
@@ -11,39 +14,48 @@ type lowerImage struct {
 	Lower
 	image   *erofs.Image
 	devices []*erofs.Image // nil if it has none; in the order of its table
+	tree    *verity.Tree   // nil if it is not protected
 }
 
 // inspectLowers reads the superblocks of all files of the lowers.
 func inspectLowers(lowers []Lower) ([]lowerImage, error) {
-	images := make([]lowerImage, 0, len(lowers))
-	for _, l := range lowers {
-		image, err := erofs.Inspect(l.Path)
-		if err != nil {
+	images := make([]lowerImage, len(lowers))
+	for i, l := range lowers {
+		images[i].Lower = l
+		if err := images[i].inspect(); err != nil {
 			return nil, err
 		}
-		if len(l.Devices) == 0 && len(image.Super.Devices) != 0 {
-			return nil, &Refusal{
-				Class: ClassTarIndex, Mount: l.Mount, Type: "erofs", Source: l.Path,
-				Reason: "its data lies behind it or in files that the mount does not name with device=, which is not handled; " +
-					`set enable_tar_index = false in [plugins."io.containerd.differ.v1.erofs"] of containerd's configuration and pull the image again`,
-			}
-		}
-		in := lowerImage{Lower: l, image: image}
-		for _, path := range l.Devices {
-			device, err := erofs.Inspect(path)
-			if err != nil {
-				return nil, err
-			}
-			in.devices = append(in.devices, device)
-		}
-		if len(in.devices) > 0 {
-			if err := erofs.CheckDevices(image, in.devices); err != nil {
-				return nil, err
-			}
-		}
-		images = append(images, in)
 	}
 	return images, nil
+}
+
+func (l *lowerImage) inspect() error {
+	f, image, err := erofs.Open(l.Path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	l.image = image
+	if len(l.Devices) == 0 && len(image.Super.Devices) != 0 {
+		return l.refuse(ClassTarIndex, "", "its data lies behind it or in files that the mount does not name with device=, which is not handled; "+
+			`set enable_tar_index = false in [plugins."io.containerd.differ.v1.erofs"] of containerd's configuration and pull the image again`)
+	}
+	if l.Verity != "" {
+		if l.tree, err = verity.Read(l.Verity, f, image.Size, image.Super.Bytes()); err != nil {
+			return fmt.Errorf("layer %q: %w", l.Path, err)
+		}
+	}
+	for _, path := range l.Devices {
+		device, err := erofs.Inspect(path)
+		if err != nil {
+			return err
+		}
+		l.devices = append(l.devices, device)
+	}
+	if l.devices == nil {
+		return nil
+	}
+	return erofs.CheckDevices(image, l.devices)
 }
 
 // flatten is the list of all plain layers with the topmost last. An index
@@ -70,4 +82,17 @@ func commonOptions(lowers []lowerImage) []string {
 		}
 	}
 	return common
+}
+
+// extents are what a guest reads of the lower on a disk or partition of its
+// own. A hash tree is found at its place in the file, so that the file is there
+// as a whole.
+func (l *lowerImage) extents() []vmdk.Extent {
+	switch {
+	case l.devices != nil:
+		return flatExtents(l.image, l.devices)
+	case l.tree != nil:
+		return []vmdk.Extent{{Path: l.image.Path, Sectors: l.image.Size / erofs.SectorSize}}
+	}
+	return []vmdk.Extent{{Path: l.image.Path, Sectors: l.image.Super.Bytes() / erofs.SectorSize}}
 }

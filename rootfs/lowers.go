@@ -56,18 +56,29 @@ func lowerOf(m *mount) (*Lower, error) {
 	}
 	lower := &Lower{Mount: m.index, Path: m.Source}
 	for _, o := range m.Options {
-		switch device, isDevice := strings.CutPrefix(o, optDevice); {
+		device, isDevice := strings.CutPrefix(o, optDevice)
+		metadata, isVerity := strings.CutPrefix(o, optVerity)
+		var err error
+		switch {
 		case isDevice:
-			if err := checkPath(device); err != nil {
-				return nil, m.refuse(ClassInvalid, o, "%v", err)
-			}
+			err = checkPath(device)
 			lower.Devices = append(lower.Devices, device)
-		case strings.HasPrefix(o, optVerity):
-			return nil, m.refuse(ClassVerity, o, "layers with dm-verity are not handled; "+
-				`set dmverity_mode = "off" in [plugins."io.containerd.snapshotter.v1.erofs"] and enable_dmverity = false in [plugins."io.containerd.differ.v1.erofs"], and pull the image again`)
+		case isVerity && lower.Verity != "":
+			return nil, m.refuse(ClassInvalid, o, "stands twice")
+		case isVerity:
+			err = checkPath(metadata)
+			lower.Verity = metadata
+		}
+		if err != nil {
+			return nil, m.refuse(ClassInvalid, o, "%v", err)
 		}
 	}
-	options, unknown := guestOptions(m.Options, erofsOptions, func(o string) bool { return strings.HasPrefix(o, optDevice) })
+	if lower.Verity != "" && len(lower.Devices) > 0 {
+		return nil, m.refuse(ClassUnknown, optVerity+lower.Verity, "stands beside device=, but dm-verity protects one file only")
+	}
+	options, unknown := guestOptions(m.Options, erofsOptions, func(o string) bool {
+		return strings.HasPrefix(o, optDevice) || strings.HasPrefix(o, optVerity)
+	})
 	if unknown != "" {
 		return nil, m.refuse(ClassUnknown, unknown, "is not known for a layer")
 	}

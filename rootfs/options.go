@@ -27,6 +27,10 @@ const (
 
 	agentPartitioned = "X-kata.gpt-partitioned=true"
 	agentPartition   = "X-kata.partition-number="
+
+	agentVerity       = "X-kata.dmverity-enabled=true"
+	agentVerityRoot   = "X-kata.dmverity.roothash="
+	agentVerityOffset = "X-kata.dmverity.hashoffset="
 )
 
 // What the guest mounts with, as far as it comes from the list. Anything else

@@ -6,7 +6,6 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/erofsvm/erofsvm/rootfs/erofs"
 	"github.com/erofsvm/erofsvm/rootfs/gpt"
 	"github.com/erofsvm/erofsvm/rootfs/vmdk"
 )
@@ -64,7 +63,11 @@ func (plan *Plan) addPartitioned(lowers []lowerImage, reason string) error {
 	plan.Reason = reason
 	plan.Disks = append(plan.Disks, disk)
 	for i, l := range lowers {
-		plan.addLower(l.Options, agentPartitioned, fmt.Sprintf("%s%d", agentPartition, i+1))
+		options := []string{agentPartitioned, fmt.Sprintf("%s%d", agentPartition, i+1)}
+		if l.tree != nil {
+			options = append(options, agentVerity, agentVerityRoot+l.tree.RootHash, fmt.Sprintf("%s%d", agentVerityOffset, l.tree.HashOffset))
+		}
+		plan.addLower(l.Options, options...)
 	}
 	return nil
 }
@@ -97,12 +100,4 @@ func ownUUID(hash []byte) uuid.UUID {
 	id[6] = id[6]&0x0f | 0x80
 	id[8] = id[8]&0x3f | 0x80
 	return id
-}
-
-// extents are what a guest reads of the lower on a disk or partition of its own.
-func (l *lowerImage) extents() []vmdk.Extent {
-	if l.devices != nil {
-		return flatExtents(l.image, l.devices)
-	}
-	return []vmdk.Extent{{Path: l.image.Path, Sectors: l.image.Super.Bytes() / erofs.SectorSize}}
 }

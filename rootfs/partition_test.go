@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -17,6 +18,7 @@ import (
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/rootfs/internal/erofstest"
 	"github.com/erofsvm/erofsvm/rootfs/merge"
+	"github.com/erofsvm/erofsvm/rootfs/verity"
 )
 
 // plannerWith is newPlanner with options changed.
@@ -255,5 +257,90 @@ func TestMoreLayersThanPartitionsAreRefused(t *testing.T) {
 	_, err := plannerWith(t, func(o *rootfs.Options) { o.Layers = rootfs.LayersPartition }).Plan(deadline(t), blockMounts(ext4Image(t, 1<<20), layers...))
 	if err == nil || !strings.Contains(err.Error(), "1 to 255") {
 		t.Errorf("%v, want the bound", err)
+	}
+}
+
+// protect puts a hash tree behind the layer of each given mount and tells the
+// mount of it.
+func protect(t *testing.T, mounts []rootfs.Mount, which ...int) {
+	for _, i := range which {
+		mounts[i].Options = append(mounts[i].Options, "X-containerd.dmverity="+erofstest.Protect(t, mounts[i].Source))
+	}
+}
+
+// TestProtectedLayersKeepTheirTrees wants each partition with a protected layer
+// to be its whole file, tree and all, and the others to end where they end.
+func TestProtectedLayersKeepTheirTrees(t *testing.T) {
+	for name, c := range map[string]struct {
+		layers int
+		which  []int // mounts; 1 is the topmost layer
+	}{
+		"one layer":        {1, []int{1}},
+		"all of three":     {3, []int{1, 2, 3}},
+		"the lowest alone": {3, []int{3}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			layers := chain(t, t.TempDir(), c.layers)
+			mounts := blockMounts(ext4Image(t, 1<<20), layers...)
+			protect(t, mounts, c.which...)
+			plan, err := plannerWith(t, nil).Plan(deadline(t), mounts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if plan.Strategy != rootfs.StrategyPartitioned || !strings.Contains(plan.Reason, "dm-verity") {
+				t.Errorf("strategy %s because %q", plan.Strategy, plan.Reason)
+			}
+			files := partitions(t, plan.Disks[1]) // oldest first
+			for i := range layers {
+				number := c.layers - i
+				want, options := read(t, layers[i]), plan.Storages[number].Options
+				if !slices.Contains(c.which, number) {
+					if slices.ContainsFunc(options, func(o string) bool { return strings.Contains(o, "verity") }) {
+						t.Errorf("%q of a layer without a tree", options)
+					}
+				} else if metadata := read(t, layers[i]+".dmverity"); !slices.Contains(options, "X-kata.dmverity-enabled=true") ||
+					!slices.ContainsFunc(options, named(metadata, "X-kata.dmverity.roothash=", `"roothash": "`)) ||
+					!slices.ContainsFunc(options, named(metadata, "X-kata.dmverity.hashoffset=", `"hashoffset": `)) {
+					t.Errorf("%q beside %s", options, metadata)
+				}
+				if !bytes.Equal(read(t, files[i]), want) {
+					t.Errorf("partition %d is not %s, byte for byte", number, layers[i])
+				}
+			}
+		})
+	}
+}
+
+// named says whether an option with the given start has the value that the
+// metadata has behind key.
+func named(metadata []byte, start, key string) func(string) bool {
+	return func(o string) bool {
+		value, ok := strings.CutPrefix(o, start)
+		return ok && bytes.Contains(metadata, []byte(key+value))
+	}
+}
+
+func TestABrokenTreeIsRefusedByName(t *testing.T) {
+	for name, c := range map[string]struct {
+		fault func(layer string) error
+		want  error
+	}{
+		"no metadata": {func(l string) error { return os.Remove(l + ".dmverity") }, os.ErrNotExist},
+		"garbage":     {func(l string) error { return os.WriteFile(l+".dmverity", []byte("?"), 0o600) }, verity.ErrMetadata},
+		"tree cut":    {func(l string) error { return os.Truncate(l, int64(len(read(t, l))-512)) }, verity.ErrTree},
+		"another layer": {func(l string) error {
+			return os.WriteFile(l+".dmverity", []byte(`{"roothash":"`+strings.Repeat("0", 64)+`","hashoffset":4096}`), 0o600)
+		}, verity.ErrTree},
+	} {
+		t.Run(name, func(t *testing.T) {
+			layers := chain(t, t.TempDir(), 2)
+			mounts := blockMounts(ext4Image(t, 1<<20), layers...)
+			protect(t, mounts, 1, 2)
+			must(t, c.fault(layers[0]))
+			_, err := plannerWith(t, nil).Plan(deadline(t), mounts)
+			if !errors.Is(err, c.want) || !strings.Contains(err.Error(), layers[0]) {
+				t.Errorf("%v, want %v with the name %s", err, c.want, layers[0])
+			}
+		})
 	}
 }

@@ -21,8 +21,9 @@ type Options struct {
 	// is LayersAuto.
 	Layers Layers
 	// Partitions says that the guest can find layers in the partitions of a
-	// disk, and that who makes the disk writes Disk.Generated. Without it, what
-	// cannot be merged is refused.
+	// disk and open them through dm-verity, and that who makes the disk writes
+	// Disk.Generated. Without it, what cannot be merged is refused, and so are
+	// protected layers.
 	Partitions bool
 }
 
@@ -57,6 +58,9 @@ func (p *Planner) Plan(ctx context.Context, mounts []Mount) (*Plan, error) {
 	}
 	layout, err := Classify(mounts)
 	if err != nil {
+		return nil, err
+	}
+	if err := p.options.allow(layout); err != nil {
 		return nil, err
 	}
 	layers, err := inspectLowers(layout.Lowers)

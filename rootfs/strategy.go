@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/errdefs"
-
 	"github.com/erofsvm/erofsvm/rootfs/erofs"
 	"github.com/erofsvm/erofsvm/rootfs/merge"
 	"github.com/erofsvm/erofsvm/rootfs/vmdk"
@@ -28,23 +26,11 @@ const (
 	LayersPartition Layers = "partition"
 )
 
-func (o *Options) check() error {
-	switch o.Layers {
-	case LayersAuto, LayersMerge:
-		return nil
-	case LayersPartition:
-		if o.Partitions {
-			return nil
-		}
-		return fmt.Errorf("layers = %q: %w", o.Layers, errNoPartitions)
-	}
-	return fmt.Errorf("layers = %q is not known (%s, %s, %s are): %w", o.Layers, LayersAuto, LayersMerge, LayersPartition, errdefs.ErrInvalidArgument)
-}
-
-var errNoPartitions = fmt.Errorf("the guest cannot find layers in partitions: %w", errdefs.ErrNotImplemented)
-
 // addLayers plans all layers as one disk, by the first strategy that fits.
 func (p *Planner) addLayers(ctx context.Context, plan *Plan, lowers []lowerImage) error {
+	if i := slices.IndexFunc(lowers, func(l lowerImage) bool { return l.tree != nil }); i >= 0 {
+		return plan.addPartitioned(lowers, fmt.Sprintf("%q is protected by dm-verity, which the guest checks", lowers[i].Path))
+	}
 	if only := lowers[0]; len(lowers) == 1 {
 		if only.devices == nil {
 			return plan.addRaw(only)

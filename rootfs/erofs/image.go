@@ -23,13 +23,27 @@ type Image struct {
 // Inspect opens the file at path, checks that it is a whole EROFS image, and
 // closes it. Symbolic links are followed. Errors name the path.
 func Inspect(path string) (*Image, error) {
+	f, image, err := Open(path)
+	if err != nil {
+		return nil, err
+	}
+	f.Close()
+	return image, nil
+}
+
+// Open is Inspect for who wants to read on; the file is the caller's to close.
+func Open(path string) (*os.File, *Image, error) {
 	// Without O_NONBLOCK the open of a FIFO would wait for a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, fmt.Errorf("open EROFS image: %w", err)
+		return nil, nil, fmt.Errorf("open EROFS image: %w", err)
 	}
-	defer f.Close()
-	return InspectFile(f)
+	image, err := InspectFile(f)
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	return f, image, nil
 }
 
 // InspectFile is Inspect for a file that is already open; it stays open, and
