@@ -34,23 +34,11 @@ const (
 	dialTimeout = 5 * time.Second // of the one dial that says "I listen"
 )
 
-// Run makes the system, listens, says so, and serves until the guest ends.
+// Run listens, says so, makes the system, and serves until the guest ends.
+//
+// Only what a vsock needs comes before listening: a call that arrives early
+// waits in the socket's queue, which costs it nothing.
 func Run(began time.Time) error {
-	if err := boot.Root(); err != nil {
-		return err
-	}
-	if err := boot.Mounts(); err != nil {
-		return err
-	}
-	mounted := time.Since(began)
-	lines := agentlog.New()
-	console, err := os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0)
-	if err != nil {
-		return fmt.Errorf("open the console: %w", err)
-	}
-	log := agentlog.Logger(lines, console, slog.LevelInfo)
-	logrus.SetOutput(io.Discard) // libcontainer's; its errors are returned as well
-
 	modules, err := boot.ReadModules(layout.ModuleList)
 	if err != nil {
 		return err
@@ -63,6 +51,22 @@ func Run(began time.Time) error {
 		return err
 	}
 	listening := time.Since(began)
+	lines := agentlog.New()
+	go sayListening(lines)
+
+	if err := boot.Root(); err != nil {
+		return err
+	}
+	if err := boot.Mounts(); err != nil {
+		return err
+	}
+	console, err := os.OpenFile("/dev/console", os.O_WRONLY|unix.O_NOCTTY, 0)
+	if err != nil {
+		return fmt.Errorf("open the console: %w", err)
+	}
+	log := agentlog.Logger(lines, console, slog.LevelInfo)
+	logrus.SetOutput(io.Discard) // libcontainer's; its errors are returned as well
+	mounted := time.Since(began)
 
 	if err := os.MkdirAll(storage.Base, 0o755); err != nil {
 		return err
@@ -81,12 +85,11 @@ func Run(began time.Time) error {
 	}
 	ctx, stop := context.WithCancelCause(context.Background())
 	go func() { stop(fmt.Errorf("serve calls: %w", server.Serve(ctx, calls, agentPort))) }()
-	go sayListening(log)
 	go serveLog(ctx, lines, log)
 	go func() {
 		defer close(ready)
 		finishBoot(modules, log)
-		log.Info("agent serves", "mounted_after", mounted, "listening_after", listening, "ready_after", time.Since(began), "uptime", uptime())
+		log.Info("agent serves", "listening_after", listening, "mounted_after", mounted, "ready_after", time.Since(began), "uptime", uptime())
 	}()
 
 	boot.ReapOrphans(ctx.Done())
@@ -104,11 +107,12 @@ func finishBoot(modules []boot.Module, log *slog.Logger) {
 	}
 }
 
-func sayListening(log *slog.Logger) {
+// sayListening tells the host; the log has it when nobody waited there.
+func sayListening(lines *agentlog.Log) {
 	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
 	defer cancel()
 	if err := dialReady(ctx); err != nil {
-		log.Debug("nobody waits for the agent", "error", err.Error())
+		slog.New(slog.NewJSONHandler(lines, nil)).Info("nobody waits for the agent", "error", err.Error())
 	}
 }
 

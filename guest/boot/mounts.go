@@ -1,8 +1,8 @@
 // Package boot turns a freshly started kernel into a system that containers can
 // run in: filesystems, modules, loopback, orphans.
 //
-// It is for PID 1 only, and for its start: Root and Mounts run on the main
-// goroutine before any other is started, since they change the root directory.
+// It is for PID 1 only, and for its start: Root and Mounts change the root
+// directory of the whole process and must run before anything else opens a file.
 // ReapOrphans then keeps the main thread for good. Nothing here knows of the
 // protocol, opens a connection, or draws a random number.
 package boot
