@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -40,6 +41,12 @@ const sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecont
 // the VM then, by a reset, which -no-reboot turns into QEMU's exit.
 var consoleParams = []string{"console=ttyS0", "quiet", "panic=-1"}
 
+// timerParams: the kernel counts ticks of the emulated timer in a loop of
+// instructions, and panics when an emulated or overloaded CPU shows it too few
+// (arch/x86/kernel/apic/io_apic.c, check_timer). There is no such hardware bug
+// here.
+var timerParams = []string{"no_timer_check"}
+
 // argv is QEMU's command line without the name of the program. It depends on
 // nothing but its arguments.
 func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
@@ -57,7 +64,7 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		"-rtc", "base=utc",
 		"-kernel", s.Kernel,
 		"-initrd", s.Initrd,
-		"-append", strings.Join(append(consoleParams[:len(consoleParams):len(consoleParams)], s.KernelParams...), " "),
+		"-append", strings.Join(slices.Concat(consoleParams, timerParams, s.KernelParams), " "),
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP),
 		"-mon", "chardev=qmp,mode=control",
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", fdConsole),

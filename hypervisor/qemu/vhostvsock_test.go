@@ -89,8 +89,8 @@ func inOuterVM(t *testing.T) {
 		"-kernel", tools.Kernel, "-initrd", image,
 		"-append", strings.Join([]string{
 			"console=ttyS0", "quiet", "panic=-1", "TMPDIR=/tmp",
-			"EROFSVM_TOOLS=" + tools.Root, patienceVar + "=20m", initrdVar + "=/outer/initrd.cpio",
-			"--", "/outer/qemu.test", "-test.v", "-test.timeout=25m", "-test.run=^TestVhostVsock$",
+			"EROFSVM_TOOLS=" + tools.Root, patienceVar + "=25m", initrdVar + "=/outer/initrd.cpio",
+			"--", "/outer/qemu.test", "-test.v", "-test.timeout=28m", "-test.run=^TestVhostVsock$",
 		}, " "))
 	cmd.Stderr = os.Stderr
 	console, err := cmd.StdoutPipe()
