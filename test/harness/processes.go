@@ -70,3 +70,15 @@ func (c *Containerd) WaitForSandbox(ctx context.Context) error {
 	}
 	return err
 }
+
+// VsockDaemons are the pids of the vhost-user vsock daemons that descend from
+// this containerd.
+func (c *Containerd) VsockDaemons() ([]int, error) {
+	return c.running("vhost-device-vsock")
+}
+
+// WaitProcesses waits until only the daemon is left of the processes that
+// descend from it, and returns the others that run when ctx ends.
+func (c *Containerd) WaitProcesses(ctx context.Context) ([]int, error) {
+	return c.group.waitEmpty(ctx, c.Pid())
+}
