@@ -45,22 +45,15 @@ func TestMain(m *testing.M) {
 		}
 		patience = d
 	}
-	os.Exit(testMain(m))
-}
-
-func testMain(m *testing.M) int {
 	var err error
 	if sharedDir, err = os.MkdirTemp("", "qemu-test"); err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		return 1
+		os.Exit(1)
 	}
-	defer os.RemoveAll(sharedDir)
-	code := m.Run()
-	if err := goleak.Find(); code == 0 && err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		return 1
-	}
-	return code
+	goleak.VerifyTestMain(m, goleak.Cleanup(func(code int) {
+		os.RemoveAll(sharedDir)
+		os.Exit(code)
+	}))
 }
 
 func within(t *testing.T) context.Context {
