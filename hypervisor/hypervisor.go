@@ -27,7 +27,7 @@ const (
 // Disk is a block device to attach. It owns nothing: the file stays the
 // caller's and must exist until the disk is detached or the VM has ended.
 type Disk struct {
-	ID       string // unique within the VM; letters, digits and '-', at most 20 bytes: it is also the serial the guest sees
+	ID       string // unique within the VM; 1 to 20 letters, digits and '-', not first a '-': it is also the serial the guest sees
 	Driver   Driver
 	Path     string
 	ReadOnly bool
@@ -45,12 +45,16 @@ type Attachment struct {
 // and at the same time. Each of them returns when its context ends, and with an
 // error that wraps ErrGone when the VM ends first.
 type VM interface {
-	// Attach hot-plugs a disk. On an error nothing of the disk stays behind.
+	// Attach hot-plugs a disk; legal from the first moment, while the guest
+	// boots. It returns when QEMU has the disk, and the guest may find it later.
+	// On an error nothing of the disk stays behind.
 	Attach(ctx context.Context, d Disk) (Attachment, error)
 	// Detach unplugs a disk and waits until the guest has let go of it.
 	// Detaching a disk that is not attached is no error.
 	Detach(ctx context.Context, id string) error
-	// WaitReady waits until the agent in the guest listens.
+	// WaitReady waits until the agent in the guest listens. When it gives up,
+	// the VM is still there, for the caller to Kill; the error has the tails
+	// that Tail returns.
 	WaitReady(ctx context.Context) error
 	// Dial connects to a vsock port of the guest; legal after WaitReady.
 	Dial(ctx context.Context, port uint32) (net.Conn, error)
@@ -59,7 +63,7 @@ type VM interface {
 	// Done is closed when the VM has ended and its process is reaped.
 	Done() <-chan struct{}
 	// Err says why the VM ended, with the tails of the console and of QEMU's
-	// stderr; nil before Done is closed and after a Kill.
+	// stderr, and wraps ErrGone; nil before Done is closed and after a Kill.
 	Err() error
 	// Tail returns the last lines of the guest's console and of QEMU's stderr.
 	Tail() string
