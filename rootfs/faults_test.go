@@ -144,8 +144,8 @@ func TestAnIndexThatDoesNotFitItsLayersIsRefused(t *testing.T) {
 	}
 	t.Run("no device", func(t *testing.T) {
 		_, err := newPlanner(t).Plan(deadline(t), blockMounts("/none", index))
-		if err == nil || classOf(t, err) != rootfs.ClassTarIndex {
-			t.Errorf("%v, want class %s", err, rootfs.ClassTarIndex)
+		if err == nil || classOf(t, err) != rootfs.ClassNoDevices {
+			t.Errorf("%v, want class %s", err, rootfs.ClassNoDevices)
 		}
 	})
 }

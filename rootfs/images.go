@@ -36,12 +36,11 @@ func (l *lowerImage) inspect() error {
 	}
 	defer f.Close()
 	l.image = image
-	if len(l.Devices) == 0 && len(image.Super.Devices) != 0 {
-		return l.refuse(ClassTarIndex, "", "its data lies behind it or in files that the mount does not name with device=, which is not handled; "+
-			`set enable_tar_index = false in [plugins."io.containerd.differ.v1.erofs"] of containerd's configuration and pull the image again`)
+	if len(l.Devices) == 0 && len(image.Super.Devices) != 0 && !image.TarIndex() {
+		return l.refuse(ClassNoDevices, "", fmt.Sprintf("its data lie in %d other files, which the mount must name with device=", len(image.Super.Devices)))
 	}
 	if l.Verity != "" {
-		if l.tree, err = verity.Read(l.Verity, f, image.Size, image.Super.Bytes()); err != nil {
+		if l.tree, err = verity.Read(l.Verity, f, image.Size, image.End()); err != nil {
 			return fmt.Errorf("layer %q: %w", l.Path, err)
 		}
 	}
@@ -85,13 +84,13 @@ func commonOptions(lowers []lowerImage) []string {
 }
 
 // extents are what a guest reads of the lower on a disk or partition of its
-// own. A hash tree is found at its place in the file, so that the file is there
-// as a whole.
+// own. A tar and a hash tree are found at their places in the file, so that the
+// file is there as a whole.
 func (l *lowerImage) extents() []vmdk.Extent {
 	switch {
 	case l.devices != nil:
 		return flatExtents(l.image, l.devices)
-	case l.tree != nil:
+	case l.tree != nil || l.image.TarIndex():
 		return []vmdk.Extent{{Path: l.image.Path, Sectors: l.image.Size / erofs.SectorSize}}
 	}
 	return []vmdk.Extent{{Path: l.image.Path, Sectors: l.image.Super.Bytes() / erofs.SectorSize}}

@@ -195,7 +195,7 @@ func TestACallGivenUpIsNoReasonForPartitions(t *testing.T) {
 func TestPartitionsAreSeenAsTheLayers(t *testing.T) {
 	needMounts(t)
 	dir := t.TempDir()
-	odd := oddLayers(t, dir)
+	odd := oddLayers(t, dir, plain)
 	upper := ext4Image(t, 1<<20)
 	index := filepath.Join(dir, "index.erofs")
 	makeIndex(t, index, odd[:3])

@@ -31,8 +31,9 @@ const (
 	ClassNoLayers Class = "no-layers"
 	// ClassNoOverlay is a list of layers that nothing joins.
 	ClassNoOverlay Class = "no-overlay"
-	// ClassTarIndex is a layer that indexes a tar behind it.
-	ClassTarIndex Class = "tar-index"
+	// ClassNoDevices is an image whose data lie in files that the mount does
+	// not name.
+	ClassNoDevices Class = "no-devices"
 )
 
 // Refusal is the error for a mount list that is not planned. It wraps

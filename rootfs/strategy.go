@@ -100,9 +100,11 @@ func (plan *Plan) addMerged(meta *erofs.Image, layers []*erofs.Image, options []
 // other. An extent is as long as the superblock says, not as its file: what
 // follows the filesystem in a file would shift every later layer.
 func flatExtents(meta *erofs.Image, layers []*erofs.Image) []vmdk.Extent {
-	extents := []vmdk.Extent{{Path: meta.Path, Sectors: meta.Super.Bytes() / erofs.SectorSize}}
+	extents := append(make([]vmdk.Extent, 0, 1+len(layers)), vmdk.Extent{Path: meta.Path, Sectors: meta.Super.Bytes() / erofs.SectorSize})
 	for _, l := range layers {
-		extents = append(extents, vmdk.Extent{Path: l.Path, Sectors: l.Super.Bytes() / erofs.SectorSize})
+		if offset, length := l.DeviceRange(); length > 0 {
+			extents = append(extents, vmdk.Extent{Path: l.Path, Sectors: length / erofs.SectorSize, Offset: offset / erofs.SectorSize})
+		}
 	}
 	return extents
 }

@@ -35,7 +35,7 @@ func entry(typ byte, name string, change func(*erofstest.Entry)) erofstest.Entry
 // oddLayers are layers, oldest first, with everything that can go wrong when
 // layers become one: deletions, replacements of one kind of file by another,
 // opaque directories, links, attributes, devices, an empty layer.
-func oddLayers(t *testing.T, dir string) []string {
+func oddLayers(t *testing.T, dir string, layer func(testing.TB, string, string, []erofstest.Entry) string) []string {
 	t.Helper()
 	file, sub := erofstest.File, erofstest.Dir
 	attr := func(key, value string) func(*erofstest.Entry) {
@@ -78,9 +78,14 @@ func oddLayers(t *testing.T, dir string) []string {
 	}
 	var layers []string
 	for i, entries := range all {
-		layers = append(layers, erofstest.Layer(t, dir, fmt.Sprintf("odd-%d.erofs", i), entries))
+		layers = append(layers, layer(t, dir, fmt.Sprintf("odd-%d.erofs", i), entries))
 	}
 	return layers
+}
+
+// plain is a maker of plain layers.
+func plain(t testing.TB, dir, name string, entries []erofstest.Entry) string {
+	return erofstest.Layer(t, dir, name, entries)
 }
 
 // qemuReads is the disk as QEMU reads it, in a file.
@@ -102,7 +107,7 @@ func qemuReads(t *testing.T, disk rootfs.Disk) string {
 // TestTheMergedDiskIsTheIndexAndTheLayers compares what QEMU reads byte for
 // byte with the files.
 func TestTheMergedDiskIsTheIndexAndTheLayers(t *testing.T) {
-	layers := oddLayers(t, t.TempDir())
+	layers := oddLayers(t, t.TempDir(), plain)
 	plan, err := newPlanner(t).Plan(deadline(t), blockMounts(ext4Image(t, 1<<20), layers...))
 	if err != nil {
 		t.Fatal(err)
@@ -121,7 +126,7 @@ func TestTheMergedDiskIsTheIndexAndTheLayers(t *testing.T) {
 // the layers under an overlay, which is what the image means.
 func TestTheKernelSeesTheUnionOfTheLayers(t *testing.T) {
 	needMounts(t)
-	layers := oddLayers(t, t.TempDir())
+	layers := oddLayers(t, t.TempDir(), plain)
 	upper := ext4Image(t, 1<<20)
 	ready, err := newPlanner(t).Plan(deadline(t), blockMounts(upper, layers...))
 	if err != nil {

@@ -67,10 +67,40 @@ func InspectFile(f *os.File) (*Image, error) {
 	if err != nil {
 		return nil, fmt.Errorf("EROFS image %q: %w", path, err)
 	}
-	return &Image{
+	image := &Image{
 		Path: path, Size: info.Size(), Super: super,
 		Dev: uint64(stat.Dev), Inode: stat.Ino, ModTime: info.ModTime(),
-	}, nil
+	}
+	if image.End() > image.Size {
+		return nil, fmt.Errorf("EROFS image %q: %w: %d bytes, the tar behind its index ends at %d", path, ErrTruncated, image.Size, image.End())
+	}
+	return image, nil
+}
+
+// TarIndex says whether the image is an index of a tar that follows it in the
+// same file, as mkfs.erofs --tar=i makes it: the tar is the only device, and is
+// not named.
+func (i *Image) TarIndex() bool {
+	s := i.Super
+	return s.BlockSize == SectorSize && len(s.Devices) == 1 && s.Devices[0].Tag == "" && s.Devices[0].Start == s.Blocks
+}
+
+// DeviceRange is where, in the file, the bytes lie that stand for the image
+// where it is a device of another: all of it, or the tar without its index.
+func (i *Image) DeviceRange() (offset, length int64) {
+	if i.TarIndex() {
+		return i.Super.Bytes(), i.Super.Devices[0].Blocks * i.Super.BlockSize
+	}
+	return 0, i.Super.Bytes()
+}
+
+// End is how long the file must be for the image by itself to be whole, with
+// the tar that follows an index.
+func (i *Image) End() int64 {
+	if i.TarIndex() {
+		return i.Super.Bytes() + i.Super.Devices[0].Blocks*i.Super.BlockSize
+	}
+	return i.Super.Bytes()
 }
 
 // CheckDevices makes sure that the device table of meta describes the given
@@ -90,15 +120,16 @@ func CheckDevices(meta *Image, devices []*Image) error {
 	next := super.Blocks
 	for i, slot := range super.Devices {
 		image := devices[i]
+		_, length := image.DeviceRange()
 		switch {
 		case image.Super.BlockSize != super.BlockSize:
 			return mismatch("device %d, %q, has blocks of %d bytes, the table of %d", i, image.Path, image.Super.BlockSize, super.BlockSize)
-		case len(image.Super.Devices) != 0:
+		case len(image.Super.Devices) != 0 && !image.TarIndex():
 			return mismatch("device %d, %q, has devices of its own", i, image.Path)
 		case slot.Tag != hex.EncodeToString(image.Super.UUID[:]):
 			return mismatch("device %d has tag %q, but %q has UUID %x; are the devices in the order of the table?", i, slot.Tag, image.Path, image.Super.UUID[:])
-		case slot.Blocks != image.Super.Blocks:
-			return mismatch("device %d has %d blocks, but %q has %d", i, slot.Blocks, image.Path, image.Super.Blocks)
+		case slot.Blocks != length/super.BlockSize:
+			return mismatch("device %d has %d blocks, but %q has %d", i, slot.Blocks, image.Path, length/super.BlockSize)
 		case slot.Start != next:
 			return mismatch("device %d (%q) starts at block %d, the ones before it end at %d", i, image.Path, slot.Start, next)
 		}

@@ -101,7 +101,7 @@ func eligible(layers []*erofs.Image) error {
 	}
 	first := layers[0]
 	for _, l := range layers {
-		if len(l.Super.Devices) != 0 {
+		if len(l.Super.Devices) != 0 && !l.TarIndex() {
 			return fmt.Errorf("%w: %q has %d devices of its own", ErrIneligible, l.Path, len(l.Super.Devices))
 		}
 		if l.Super.BlockSize != first.Super.BlockSize {

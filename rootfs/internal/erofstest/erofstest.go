@@ -90,6 +90,22 @@ func LayerWith(t testing.TB, dir, name string, entries []Entry, options ...strin
 	return path
 }
 
+// TarLayer makes the EROFS layer dir/name as an index of the entries' tar, which
+// follows it, as the differ of containerd does with enable_tar_index.
+func TarLayer(t testing.TB, dir, name string, entries []Entry) string {
+	t.Helper()
+	path := LayerWith(t, dir, name, entries, "--tar=i", "-b4096")
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if _, err := f.Write(Tar(t, entries)); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // Tar is the entries as a tar, with one time for all.
 func Tar(t testing.TB, entries []Entry) []byte {
 	t.Helper()
