@@ -83,7 +83,7 @@ func TestInitrdHoldsTheContract(t *testing.T) {
 		t.Errorf("%s is not the agent", layout.Init)
 	}
 	const list = "boot vsock.ko\nboot vmw_vsock_virtio_transport.ko\n" +
-		"late virtio_blk.ko\nlate erofs.ko\nlate overlay.ko\nlate virtio_net.ko\nlate virtio-rng.ko\nlate dm-verity.ko\n"
+		"late virtio_blk.ko\nlate erofs.ko\nlate overlay.ko\nlate virtio-rng.ko\n"
 	if got := content["modules/list"]; got != list {
 		t.Errorf("%s:\n%s\nwant:\n%s", layout.ModuleList, got, list)
 	}
