@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/hypervisor"
+	"github.com/erofsvm/erofsvm/hypervisor/internal/testguest"
 )
 
 // nodes are the block nodes QEMU has.
@@ -98,6 +99,21 @@ func TestAttachThatFailsLeavesNothing(t *testing.T) {
 			}
 			wantNoDisk(t, m)
 		})
+	}
+}
+
+func TestOldestSupportedQEMU(t *testing.T) {
+	spec := stoppedSpec(t)
+	spec.Binary = testguest.Find(t).OldestQEMU
+	if _, err := os.Stat(spec.Binary); err != nil {
+		t.Skipf("test/setup/tools.sh has not installed QEMU 7.2: %v", err)
+	}
+	m := start(t, spec)
+	if v := m.proc.monitor.Version().QEMU; v.Major != 7 || v.Minor != 2 {
+		t.Errorf("version is %+v", v)
+	}
+	if a := attach(t, m, "a", true); a != "08/01" {
+		t.Errorf("disk is at %s", a)
 	}
 }
 

@@ -27,6 +27,7 @@ import (
 type Tools struct {
 	Root        string // the directory test/setup/tools.sh filled
 	QEMU        string
+	OldestQEMU  string // 7.2; may be missing
 	VsockDaemon string
 	Kernel      string // bzImage
 	Modules     string // directory with the kernel's modules
@@ -43,6 +44,7 @@ func Find(t testing.TB) Tools {
 	tools := Tools{
 		Root:        root,
 		QEMU:        filepath.Join(root, "qemu/usr/bin/qemu-system-x86_64"),
+		OldestQEMU:  filepath.Join(root, "qemu7/usr/bin/qemu-system-x86_64"),
 		VsockDaemon: filepath.Join(root, "vhost-device-vsock/usr/bin/vhost-device-vsock"),
 		Kernel:      one(t, filepath.Join(root, "kernel/boot/vmlinuz-*")),
 		Modules:     one(t, filepath.Join(root, "kernel/lib/modules/*")),
