@@ -39,6 +39,7 @@ tools: ## bring QEMU, a guest kernel, erofs-utils and three containerds into .bu
 .PHONY: build
 build: tools ## the shim and the guest agent, static, into .build/bin
 	@mkdir -p $(BIN)
+	@echo "Building the shim, the guest agent and the tools of the tests"
 	@$(ENV) $(SHIM_BUILD) -o $(SHIM) ./cmd/containerd-shim-erofsvm-v2
 	@$(ENV) $(AGENT_BUILD) -o $(AGENT) ./cmd/erofsvm-agent
 	@$(ENV) CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/ ./guest/image/cmd/build-guest-image ./test/image/cmd/build-test-image ./test/tree/cmd/tree-list ./test/demo

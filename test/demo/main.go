@@ -31,6 +31,9 @@ const stopTime = 30 * time.Second // for everything that is undone at the end
 func main() {
 	ctx, cancel := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer cancel()
+	// A reader that goes away, such as head, must not keep us from stopping
+	// what we have started.
+	signal.Ignore(syscall.SIGPIPE)
 	d := demo{out: newScreen(os.Stdout)}
 	release := flag.String("containerd", harness.Releases[0], "release of containerd to run")
 	flag.StringVar(&d.archive, "image", "first-light", "archive in .build/images to run")

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -81,4 +82,20 @@ func (c *Containerd) VsockDaemons() ([]int, error) {
 // descend from it, and returns the others that run when ctx ends.
 func (c *Containerd) WaitProcesses(ctx context.Context) ([]int, error) {
 	return c.group.waitEmpty(ctx, c.Pid())
+}
+
+// Mentioning lists the processes with a text in their command line.
+func Mentioning(text string) ([]string, error) {
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, file := range files {
+		cmdline, err := os.ReadFile(file)
+		if err == nil && strings.Contains(string(cmdline), text) {
+			found = append(found, strings.ReplaceAll(string(cmdline), "\x00", " "))
+		}
+	}
+	return found, nil
 }
