@@ -32,12 +32,20 @@ FUZZ_TIME     ?= 30s
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
+# What a run of the demo needs: one containerd and not three, whose builds take
+# longest.
+RUN_TOOLS := go qemu kernel vhost-device-vsock base debs erofs-utils containerd-2.4.2
+
+.PHONY: run-tools
+run-tools:
+	@test/setup/tools.sh $(RUN_TOOLS)
+
 .PHONY: tools
 tools: ## bring QEMU, a guest kernel, erofs-utils and three containerds into .build/tools
 	@test/setup/tools.sh
 
 .PHONY: build
-build: tools ## the shim and the guest agent, static, into .build/bin
+build: run-tools ## the shim and the guest agent, static, into .build/bin
 	@mkdir -p $(BIN)
 	@echo "Building the shim, the guest agent and the tools of the tests"
 	@$(ENV) $(SHIM_BUILD) -o $(SHIM) ./cmd/containerd-shim-erofsvm-v2
@@ -64,7 +72,7 @@ test-unit: tools ## unit tests with the race detector
 	@$(ENV) go test -race $(TEST_FLAGS) -timeout 15m $(UNIT_PACKAGES)
 
 .PHONY: test-e2e
-test-e2e: guest-image images ## end-to-end and fault tests: containerd, the shim, QEMU and a guest
+test-e2e: tools guest-image images ## end-to-end and fault tests: containerd, the shim, QEMU and a guest
 	@$(ENV) go test -race $(TEST_FLAGS) -timeout 25m -p 1 $(E2E_PACKAGES)
 
 .PHONY: test-vhost-vsock
