@@ -14,11 +14,10 @@ TOOLS := $(BUILD)/tools
 # tools.sh writes env.sh, which puts what it unpacked in front of PATH.
 ENV   := . $(TOOLS)/env.sh &&
 
-VERSION    := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 SHIM       := $(BIN)/containerd-shim-erofsvm-v2
 AGENT      := $(BIN)/erofsvm-agent
 # Static, and the same bytes from the same sources wherever the tree lies.
-SHIM_BUILD  := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -buildid= -X main.version=$(VERSION)'
+SHIM_BUILD  := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -buildid='
 AGENT_BUILD := CGO_ENABLED=1 go build -trimpath -tags 'netgo osusergo' -ldflags '-s -w -extldflags -static -buildid='
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
