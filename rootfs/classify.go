@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/google/uuid"
 )
 
 // Bounds of a mount list. They are far above what containerd makes of the
@@ -22,16 +24,33 @@ const (
 type Layout struct {
 	// Upper is the writable layer; nil makes the root filesystem read-only.
 	Upper *Upper
-	// Lowers are the read-only layers, topmost first, at least one.
+	// Lowers are the read-only layers, topmost first. There is none only below
+	// an Upper, which is then all there is.
 	Lowers []Lower
 }
 
-// Upper is an ext4 image with the directories upper and work.
+// Upper is an ext4 image with the directories upper and work, or what stands
+// for one.
 type Upper struct {
-	Mount   int // index into the list, for errors
-	Path    string
+	Mount   int      // index into the list, for errors
+	Path    string   // of the image, "" if there is none
 	Options []string // for the guest's mount
 	Mkdirs  []Mkdir  // in the order they are to be made
+	// Format says how the image is made if it is missing; nil if it must be
+	// there.
+	Format *Format
+	// HostDir is the directory of the host that the list has instead of an
+	// image. The guest cannot see it and has only its memory to write to.
+	HostDir string
+
+	at *mount
+}
+
+// Format is a filesystem to be made.
+type Format struct {
+	FS   string    `json:"fs"`    // ext4
+	Size int64     `json:"bytes"` // of the image, a multiple of 512
+	UUID uuid.UUID `json:"uuid"`  // of the filesystem; the zero UUID leaves it to mkfs
 }
 
 // Lower is an EROFS image, alone or with the devices its table names.
@@ -41,6 +60,8 @@ type Lower struct {
 	Options []string // for the guest's mount
 	Devices []string // in the order of the device table
 	Verity  string   // metadata file of dm-verity, "" if there is none
+
+	at *mount
 }
 
 // mount is a Mount with its type taken apart.
@@ -77,13 +98,8 @@ func Classify(mounts []Mount) (*Layout, error) {
 		return classifyOverlay(parsed, last)
 	case "bind":
 		return classifyBind(parsed, last)
-	case "erofs":
-		if len(parsed) == 1 {
-			return layoutOf(parsed, nil, []place{{mount: 0}})
-		}
 	}
-	return nil, last.refuse(ClassNoOverlay, "",
-		"%d mounts end without an overlay or a bind that joins them into one root filesystem", len(parsed))
+	return classifyUnjoined(parsed)
 }
 
 // parse checks the bounds of the list and takes the types apart.
@@ -178,142 +194,6 @@ func (m *mount) parseType() error {
 		return m.refuse(ClassInvalid, "", "source has a template, but the mount not the format transform")
 	}
 	return nil
-}
-
-// classifyOverlay reads the options of the overlay that joins the images.
-func classifyOverlay(mounts []*mount, ovl *mount) (*Layout, error) {
-	if ovl.has("mkfs") {
-		return nil, ovl.refuse(ClassInvalid, "", "mkfs cannot make an overlay")
-	}
-	r := resolverOf(mounts)
-	var upperdir, workdir *place
-	var lowers []place
-	var upperOption string
-	var mkdirs []string
-	for _, o := range ovl.Options {
-		key, value, _ := strings.Cut(o, "=")
-		var err error
-		switch {
-		case strings.HasPrefix(o, optMkdirPath):
-			mkdirs = append(mkdirs, o)
-		case key == "upperdir" && upperdir == nil:
-			upperdir, upperOption = new(place), o
-			*upperdir, err = r.place(value, ovl.index)
-		case key == "workdir" && workdir == nil:
-			workdir = new(place)
-			*workdir, err = r.place(value, ovl.index)
-		case key == "lowerdir" && lowers == nil:
-			lowers, err = r.places(value, ovl.index)
-		case key == "upperdir" || key == "workdir" || key == "lowerdir":
-			return nil, ovl.refuse(ClassInvalid, o, "stands twice")
-		case key == "uidmap" || key == "gidmap":
-			return nil, ovl.refuse(ClassIDMap, o, "mapped owners are not handled; use a pod without a user namespace")
-		case o == "ro" || slices.Contains(overlayIgnored, o):
-		default:
-			return nil, ovl.refuse(ClassUnknown, o, "is not known for an overlay; remove it from the snapshotter's ovl_mount_options")
-		}
-		if err != nil {
-			return nil, ovl.refuse(ClassInvalid, o, "%v", err)
-		}
-	}
-	if len(lowers) == 0 {
-		return nil, ovl.refuse(ClassInvalid, "", "an overlay without lowerdir")
-	}
-	if hosted := slices.IndexFunc(lowers, func(p place) bool { return p.mount == hostPath }); hosted >= 0 {
-		return nil, ovl.hostMounted(fmt.Sprintf("layer directory %s", printable(lowers[hosted].path)))
-	}
-	if (upperdir == nil) != (workdir == nil) {
-		return nil, ovl.refuse(ClassInvalid, "", "upperdir and workdir must stand together")
-	}
-	if upperdir == nil {
-		if len(mkdirs) > 0 {
-			return nil, ovl.refuse(ClassInvalid, mkdirs[0], "there is no writable layer to make a directory in")
-		}
-		return layoutOf(mounts, nil, lowers)
-	}
-	if slices.Contains(ovl.Options, "ro") {
-		return nil, ovl.refuse(ClassInvalid, upperOption, "stands beside ro")
-	}
-	if upperdir.mount == hostPath || workdir.mount == hostPath {
-		return nil, ovl.refuse(ClassHostUpper, upperOption, "the writable layer is a directory of the host, which is not shared with the VM; "+
-			`set default_size (say "64M") in [plugins."io.containerd.snapshotter.v1.erofs"] of containerd's configuration, `+
-			"so that the snapshotter makes a block image, and recreate the container")
-	}
-	upper, err := upperOf(mounts, r, ovl, *upperdir, *workdir, mkdirs)
-	if err != nil {
-		return nil, err
-	}
-	return layoutOf(mounts, upper, lowers)
-}
-
-// upperOf reads the mount that holds the overlay's writable directories.
-func upperOf(mounts []*mount, r *resolver, ovl *mount, upperdir, workdir place, mkdirs []string) (*Upper, error) {
-	m := mounts[upperdir.mount]
-	switch {
-	case m.fs != "ext4":
-		return nil, m.refuse(ClassInvalid, "", "is the writable layer of the overlay but not ext4")
-	case workdir.mount != m.index || upperdir.path != "/upper" || workdir.path != "/work":
-		return nil, ovl.refuse(ClassUnknown, "", "the guest takes the directories upper and work of one image only, these are %s of mount %d and %s of mount %d",
-			printable(upperdir.path), upperdir.mount, printable(workdir.path), workdir.mount)
-	case m.has("mkfs"):
-		return nil, m.refuse(ClassMkfs, "", "the writable image is still to be made, which is not handled; leave mkfs out of the runtime's mount claims, "+
-			"and keep the snapshotter's root_path below containerd's root, where containerd makes it itself")
-	case len(m.transforms) > 0:
-		return nil, m.refuse(ClassUnknown, "", "transforms of a writable image are not handled")
-	}
-	options, unknown := guestOptions(m.Options, ext4Options, func(string) bool { return false })
-	if unknown != "" {
-		return nil, m.refuse(ClassUnknown, unknown, "is not known for a writable image")
-	}
-	if !slices.Contains(options, "rw") {
-		return nil, m.refuse(ClassInvalid, "", "is the writable layer of the overlay but not mounted rw")
-	}
-	upper := &Upper{Mount: m.index, Path: m.Source, Options: options}
-	for _, o := range mkdirs {
-		path, dir, err := splitMkdir(strings.TrimPrefix(o, optMkdirPath))
-		if err != nil {
-			return nil, ovl.refuse(ClassInvalid, o, "%v", err)
-		}
-		at, err := r.place(path, ovl.index)
-		if err != nil {
-			return nil, ovl.refuse(ClassInvalid, o, "%v", err)
-		}
-		if at.mount != m.index || at.path == "" {
-			return nil, ovl.refuse(ClassInvalid, o, "is not a directory in the writable image (mount %d)", m.index)
-		}
-		dir.Path = at.path
-		upper.Mkdirs = append(upper.Mkdirs, dir)
-	}
-	return upper, nil
-}
-
-// classifyBind reads a bind mount, which containerd makes where an overlay of
-// one layer would stand.
-func classifyBind(mounts []*mount, bind *mount) (*Layout, error) {
-	if !bind.has("format") {
-		return nil, bind.hostMounted("directory " + printable(bind.Source))
-	}
-	at, err := resolverOf(mounts).place(bind.Source, bind.index)
-	if err != nil {
-		return nil, bind.refuse(ClassInvalid, "", "source %v", err)
-	}
-	if at.mount == hostPath {
-		return nil, bind.hostMounted("directory " + printable(at.path))
-	}
-	if mounts[at.mount].fs == "ext4" {
-		return nil, bind.refuse(ClassNoLayers, "", "a root filesystem without any layer is not handled; use an image with at least one")
-	}
-	for _, o := range bind.Options {
-		switch o {
-		case "ro", "rbind", "bind":
-		default:
-			return nil, bind.refuse(ClassUnknown, o, "is not known for a read-only view")
-		}
-	}
-	if !slices.Contains(bind.Options, "ro") {
-		return nil, bind.refuse(ClassInvalid, "", "an EROFS layer cannot be bound writable")
-	}
-	return layoutOf(mounts, nil, []place{at})
 }
 
 // hostMounted is the refusal for a root filesystem that is already mounted.

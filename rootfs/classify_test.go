@@ -3,6 +3,7 @@ package rootfs_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -71,10 +72,26 @@ func TestTemplatesAreResolvedAndNotGuessedFromOrder(t *testing.T) {
 		mounts []rootfs.Mount
 		want   string // layers, topmost first, and the upper, or the refusal's class
 	}{
-		"shuffled":  {shuffled, topLayer + " " + baseLayer + " " + upperImage},
-		"upwards":   {blockMounts(upperImage, baseLayer, topLayer), topLayer + " " + baseLayer + " " + upperImage},
-		"downwards": {ofList(downwards), baseLayer + " " + topLayer + " " + upperImage},
-		"source":    {ofList(bySource), "host-mounted"},
+		"shuffled":      {shuffled, topLayer + " " + baseLayer + " " + upperImage},
+		"upwards":       {blockMounts(upperImage, baseLayer, topLayer), topLayer + " " + baseLayer + " " + upperImage},
+		"downwards":     {ofList(downwards), baseLayer + " " + topLayer + " " + upperImage},
+		"source":        {ofList(bySource), "host-mounted"},
+		"explicit list": {ofList(replace(3, "lowerdir=", "lowerdir={{ mount 2 }}:{{ mount 1 }}")), baseLayer + " " + topLayer + " " + upperImage},
+		"source of a source": {[]rootfs.Mount{
+			{Type: "erofs", Source: topLayer},
+			{Type: "format/erofs", Source: "{{ source 0 }}.below", Options: []string{"ro"}},
+			{Type: "format/erofs", Source: "/c{{ source 1 }}", Options: []string{"ro"}},
+			{Type: "format/overlay", Options: []string{"lowerdir={{ overlay 0 2 }}"}},
+		}, topLayer + " " + topLayer + ".below /c" + topLayer + ".below"},
+		"devices by source": {[]rootfs.Mount{
+			{Type: "ext4", Source: upperImage, Options: []string{"rw"}},
+			{Type: "format/erofs", Source: topLayer, Options: []string{"device={{ source 0 }}.1", "device=/with:colon"}},
+		}, topLayer + " " + upperImage + ".1 /with:colon " + upperImage},
+		"image last, no overlay":     {unjoined(1), "/s/0/layer.erofs " + upperImage},
+		"image first, no overlay":    {[]rootfs.Mount{unjoined(1)[1], unjoined(1)[0]}, "/s/0/layer.erofs " + upperImage},
+		"no layer":                   {bareMounts("ext4", nil), upperImage},
+		"image to be made":           {bareMounts("mkfs/ext4", withOption("X-containerd.mkfs.fs=ext4", "X-containerd.mkfs.size=64MiB", "X-containerd.mkfs.uuid=00112233-4455-6677-8899-aabbccddeeff")), upperImage + " ext4 of 67108864 00112233-4455-6677-8899-aabbccddeeff"},
+		"writable layer on the host": {hostUpperMounts("/u", topLayer, baseLayer), baseLayer + " " + topLayer + " memory for /u"},
 		"view": {[]rootfs.Mount{
 			{Type: "erofs", Source: topLayer, Options: []string{"ro", "loop"}},
 			{Type: "erofs", Source: baseLayer, Options: []string{"ro", "loop"}},
@@ -94,10 +111,19 @@ func TestTemplatesAreResolvedAndNotGuessedFromOrder(t *testing.T) {
 			} else {
 				var paths []string
 				for _, l := range layout.Lowers {
-					paths = append(paths, l.Path)
+					paths = append(append(paths, l.Path), l.Devices...)
 				}
-				if layout.Upper != nil {
-					paths = append(paths, layout.Upper.Path)
+				switch u := layout.Upper; {
+				case u == nil:
+				case u.HostDir != "":
+					paths = append(paths, "memory for "+u.HostDir)
+				default:
+					if paths = append(paths, u.Path); u.Format != nil {
+						paths = append(paths, fmt.Sprintf("%s of %d %s", u.Format.FS, u.Format.Size, u.Format.UUID))
+					}
+				}
+				if layout.Upper != nil && !slices.Equal(mkdirs(layout.Upper), []string{"/upper", "/work"}) && name != "shuffled" {
+					t.Errorf("directories are %v", mkdirs(layout.Upper))
 				}
 				got = strings.Join(paths, " ")
 			}
@@ -106,6 +132,54 @@ func TestTemplatesAreResolvedAndNotGuessedFromOrder(t *testing.T) {
 			}
 		})
 	}
+}
+
+func mkdirs(u *rootfs.Upper) []string {
+	var paths []string
+	for _, m := range u.Mkdirs {
+		paths = append(paths, m.Path)
+	}
+	return paths
+}
+
+// hostUpperMounts is what containerd hands over for the layers, oldest first,
+// and a directory of the host to write to.
+func hostUpperMounts(upper string, layers ...string) []rootfs.Mount {
+	mounts := blockMounts("", layers...)
+	last := &mounts[len(mounts)-1]
+	last.Options = append([]string{"workdir=/w", "upperdir=" + upper}, last.Options[4:]...)
+	last.Options[2] = fmt.Sprintf("lowerdir={{ overlay 0 %d }}", len(layers)-1)
+	if len(layers) == 1 {
+		last.Options[2] = "lowerdir={{ mount 0 }}"
+	}
+	return mounts[1:]
+}
+
+// bareMounts is a writable image without a layer, with the given type, changed
+// by edit.
+func bareMounts(typ string, edit func([]rootfs.Mount)) []rootfs.Mount {
+	mounts := []rootfs.Mount{
+		{Type: typ, Source: upperImage, Options: []string{"rw", "loop"}},
+		{Type: "format/mkdir/bind", Source: "{{ mount 0 }}/upper", Options: []string{"X-containerd.mkdir.path={{ mount 0 }}/upper:0755", "rw", "rbind"}},
+	}
+	if edit != nil {
+		edit(mounts)
+	}
+	return mounts
+}
+
+// withOption returns an edit that puts options on the first mount.
+func withOption(options ...string) func([]rootfs.Mount) {
+	return func(m []rootfs.Mount) { m[0].Options = append(m[0].Options, options...) }
+}
+
+// unjoined is n layers, a writable image behind them, and no overlay.
+func unjoined(n int) []rootfs.Mount {
+	var mounts []rootfs.Mount
+	for i := range n {
+		mounts = append(mounts, rootfs.Mount{Type: "erofs", Source: fmt.Sprintf("/s/%d/layer.erofs", i), Options: []string{"ro", "loop"}})
+	}
+	return append(mounts, rootfs.Mount{Type: "ext4", Source: upperImage, Options: []string{"rw", "loop"}})
 }
 
 func classOf(t *testing.T, err error) rootfs.Class {
@@ -129,15 +203,11 @@ func TestWrongListsAreRefused(t *testing.T) {
 		class  rootfs.Class
 		names  string
 	}{
-		"empty list":    {nil, rootfs.ClassInvalid, "empty"},
-		"10,000 mounts": {make([]rootfs.Mount, 10000), rootfs.ClassInvalid, "10000"},
-		"no type":       {[]rootfs.Mount{{}}, rootfs.ClassUnknown, `""`},
-		"plain overlay": {[]rootfs.Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/a:/b", "upperdir=/c", "workdir=/d"}}}, rootfs.ClassHostMounted, `snapshotter = "erofs"`},
-		"plain bind":    {[]rootfs.Mount{{Type: "bind", Source: "/a", Options: []string{"rbind", "rw"}}}, rootfs.ClassHostMounted, "runtime-allow-mounts"},
-		"host upper": {ofList(func(m []rootfs.Mount) []rootfs.Mount {
-			return replace(3, "workdir", "workdir=/w")(replace(3, "upperdir", "upperdir=/u")(m))
-		}), rootfs.ClassHostUpper, "default_size"},
-		"mkfs":            {ofList(field(0, func(m *rootfs.Mount) { m.Type = "mkfs/ext4" })), rootfs.ClassMkfs, "mkfs"},
+		"empty list":      {nil, rootfs.ClassInvalid, "empty"},
+		"10,000 mounts":   {make([]rootfs.Mount, 10000), rootfs.ClassInvalid, "10000"},
+		"no type":         {[]rootfs.Mount{{}}, rootfs.ClassUnknown, `""`},
+		"plain overlay":   {[]rootfs.Mount{{Type: "overlay", Source: "overlay", Options: []string{"lowerdir=/a:/b", "upperdir=/c", "workdir=/d"}}}, rootfs.ClassHostMounted, `snapshotter = "erofs"`},
+		"plain bind":      {[]rootfs.Mount{{Type: "bind", Source: "/a", Options: []string{"rbind", "rw"}}}, rootfs.ClassHostMounted, "runtime-allow-mounts"},
 		"verity relative": {ofList(option(1, "X-containerd.dmverity=layer.erofs.dmverity")), rootfs.ClassInvalid, "absolute"},
 		"verity twice": {ofList(func(m []rootfs.Mount) []rootfs.Mount {
 			return option(1, "X-containerd.dmverity=/b")(option(1, "X-containerd.dmverity=/a")(m))
@@ -145,20 +215,53 @@ func TestWrongListsAreRefused(t *testing.T) {
 		"verity and index": {ofList(func(m []rootfs.Mount) []rootfs.Mount {
 			return option(1, "X-containerd.dmverity=/b")(option(1, "device=/a")(m))
 		}), rootfs.ClassUnknown, "one file"},
-		"mapped owners":    {ofList(option(3, "uidmap=0:1000:1")), rootfs.ClassIDMap, "uidmap=0:1000:1"},
-		"no layer":         {[]rootfs.Mount{{Type: "ext4", Source: upperImage, Options: []string{"rw"}}, {Type: "format/mkdir/bind", Source: "{{ mount 0 }}/upper", Options: []string{"rw", "rbind"}}}, rootfs.ClassNoLayers, "layer"},
-		"no overlay":       {ofList(func(m []rootfs.Mount) []rootfs.Mount { return m[:3] }), rootfs.ClassNoOverlay, "mount 2"},
-		"unknown fs":       {ofList(field(1, func(m *rootfs.Mount) { m.Type = "squashfs" })), rootfs.ClassUnknown, `"squashfs"`},
-		"unknown prefix":   {ofList(field(1, func(m *rootfs.Mount) { m.Type = "verity/erofs" })), rootfs.ClassUnknown, `"verity"`},
-		"prefix twice":     {ofList(field(3, func(m *rootfs.Mount) { m.Type = "format/format/overlay" })), rootfs.ClassInvalid, "twice"},
-		"erofs option":     {ofList(option(1, "fsoffset=4096")), rootfs.ClassUnknown, "fsoffset=4096"},
-		"erofs rw":         {ofList(option(1, "rw")), rootfs.ClassUnknown, `"rw"`},
-		"ext4 option":      {ofList(option(0, "errors=panic")), rootfs.ClassUnknown, "errors=panic"},
-		"ext4 ro":          {ofList(replace(0, "rw", "ro")), rootfs.ClassUnknown, `"ro"`},
-		"overlay option":   {ofList(option(3, "metacopy=on")), rootfs.ClassUnknown, "metacopy=on"},
-		"template unasked": {ofList(field(3, func(m *rootfs.Mount) { m.Type = "mkdir/overlay" })), rootfs.ClassInvalid, "format"},
-		"mkdir unasked":    {ofList(field(3, func(m *rootfs.Mount) { m.Type = "format/overlay" })), rootfs.ClassInvalid, "mkdir"},
-		"mkfs unasked":     {ofList(option(0, "X-containerd.mkfs.size=1")), rootfs.ClassInvalid, "mkfs"},
+		"mapped owners":            {ofList(option(3, "uidmap=0:1000:1")), rootfs.ClassIDMap, "uidmap=0:1000:1"},
+		"no overlay":               {ofList(func(m []rootfs.Mount) []rootfs.Mount { return m[:3] }), rootfs.ClassNoOverlay, "mount 2"},
+		"unknown fs":               {ofList(field(1, func(m *rootfs.Mount) { m.Type = "squashfs" })), rootfs.ClassUnknown, `"squashfs"`},
+		"unknown prefix":           {ofList(field(1, func(m *rootfs.Mount) { m.Type = "verity/erofs" })), rootfs.ClassUnknown, `"verity"`},
+		"prefix twice":             {ofList(field(3, func(m *rootfs.Mount) { m.Type = "format/format/overlay" })), rootfs.ClassInvalid, "twice"},
+		"erofs option":             {ofList(option(1, "fsoffset=4096")), rootfs.ClassUnknown, "fsoffset=4096"},
+		"erofs rw":                 {ofList(option(1, "rw")), rootfs.ClassUnknown, `"rw"`},
+		"ext4 option":              {ofList(option(0, "errors=panic")), rootfs.ClassUnknown, "errors=panic"},
+		"ext4 ro":                  {ofList(replace(0, "rw", "ro")), rootfs.ClassUnknown, `"ro"`},
+		"overlay option":           {ofList(option(3, "metacopy=on")), rootfs.ClassUnknown, "metacopy=on"},
+		"template unasked":         {ofList(field(3, func(m *rootfs.Mount) { m.Type = "mkdir/overlay" })), rootfs.ClassInvalid, "format"},
+		"mkdir unasked":            {ofList(field(3, func(m *rootfs.Mount) { m.Type = "format/overlay" })), rootfs.ClassInvalid, "mkdir"},
+		"read-only without layers": {bareMounts("ext4", func(m []rootfs.Mount) { m[1].Options = []string{"ro", "rbind"} }), rootfs.ClassNoLayers, "read-only"},
+		"root of the image":        {bareMounts("ext4", func(m []rootfs.Mount) { m[1].Source = "{{ mount 0 }}" }), rootfs.ClassUnknown, "upper"},
+		"bind with mapped owners":  {bareMounts("ext4", func(m []rootfs.Mount) { m[1].Options = append(m[1].Options, "gidmap=0:1000:1") }), rootfs.ClassIDMap, "gidmap"},
+		"bind of both kinds":       {bareMounts("ext4", func(m []rootfs.Mount) { m[1].Options = append(m[1].Options, "ro") }), rootfs.ClassInvalid, "rw"},
+		"bind option":              {bareMounts("ext4", func(m []rootfs.Mount) { m[1].Options = append(m[1].Options, "nosuid") }), rootfs.ClassUnknown, "nosuid"},
+		"image not for writing":    {bareMounts("ext4", func(m []rootfs.Mount) { m[0].Options = []string{"ro"} }), rootfs.ClassUnknown, `"ro"`},
+
+		"upper on the host, work not": {ofList(replace(3, "upperdir", "upperdir=/u")), rootfs.ClassInvalid, "workdir"},
+		"mkdir on the host": {ofList(func(m []rootfs.Mount) []rootfs.Mount {
+			return replace(3, "workdir", "workdir=/w")(replace(3, "upperdir", "upperdir=/u")(m))
+		}), rootfs.ClassInvalid, "writable image"},
+
+		"mkfs of another kind": {bareMounts("mkfs/ext4", withOption("X-containerd.mkfs.fs=xfs")), rootfs.ClassUnknown, "xfs"},
+		"mkfs without size":    {bareMounts("mkfs/ext4", nil), rootfs.ClassInvalid, "size"},
+		"mkfs size":            {bareMounts("mkfs/ext4", withOption("X-containerd.mkfs.size=x")), rootfs.ClassInvalid, `"x"`},
+		"mkfs size of nothing": {bareMounts("mkfs/ext4", withOption("X-containerd.mkfs.size=0")), rootfs.ClassInvalid, "0 bytes"},
+		"mkfs negative size":   {bareMounts("mkfs/ext4", withOption("X-containerd.mkfs.size=-64M")), rootfs.ClassInvalid, "-64M"},
+		"mkfs huge size":       {bareMounts("mkfs/ext4", withOption("X-containerd.mkfs.size=9223372036854775807k")), rootfs.ClassInvalid, "size"},
+		"mkfs odd size":        {bareMounts("mkfs/ext4", withOption("X-containerd.mkfs.size=67108865")), rootfs.ClassInvalid, "512"},
+		"mkfs two sizes":       {bareMounts("mkfs/ext4", withOption("X-containerd.mkfs.size=64M", "X-containerd.mkfs.size=64M")), rootfs.ClassInvalid, "twice"},
+		"mkfs uuid":            {bareMounts("mkfs/ext4", withOption("X-containerd.mkfs.size=64M", "X-containerd.mkfs.uuid=-O ^journal")), rootfs.ClassInvalid, "UUID"},
+		"mkfs other key":       {bareMounts("mkfs/ext4", withOption("X-containerd.mkfs.size=64M", "X-containerd.mkfs.features=x")), rootfs.ClassUnknown, "features"},
+
+		"several layers, no overlay": {unjoined(3), rootfs.ClassNoOverlay, "3 layers"},
+		"two images, no overlay":     {append(unjoined(1), unjoined(1)[1]), rootfs.ClassInvalid, "second"},
+		"only a writable image":      {unjoined(0), rootfs.ClassNoOverlay, "0 layers"},
+		"overlay in the middle":      {append(blockMounts(upperImage, baseLayer), unjoined(1)...), rootfs.ClassInvalid, "mount 2"},
+		"layer in what is shown": {ofList(field(2, func(m *rootfs.Mount) {
+			m.Type, m.Source = "format/erofs", "{{ mount 1 }}/layer.erofs"
+		})), rootfs.ClassInvalid, "mount 1"},
+		"device in what is shown": {ofList(field(2, func(m *rootfs.Mount) {
+			m.Type, m.Options = "format/erofs", append(m.Options, "device={{ mount 1 }}")
+		})), rootfs.ClassInvalid, "mount 1"},
+
+		"mkfs unasked": {ofList(option(0, "X-containerd.mkfs.size=1")), rootfs.ClassInvalid, "mkfs"},
 
 		"missing index":      {ofList(replace(3, "lowerdir", "lowerdir={{ overlay 1 7 }}")), rootfs.ClassInvalid, "mount 7"},
 		"its own index":      {ofList(replace(3, "lowerdir", "lowerdir={{ mount 3 }}")), rootfs.ClassInvalid, "mount 3"},

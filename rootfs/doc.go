@@ -2,9 +2,10 @@
 // into a plan: which host files become which disks, and which of them the
 // guest mounts how.
 //
-// It owns the meaning of a mount list. [Classify] is pure; [Planner.Plan]
-// besides opens the files that the list names, reads superblocks, and may put
-// a merged index into its cache. Both may be called from any goroutine, several
+// It owns the meaning of a mount list. [Classify] is pure and understands every
+// list that a snapshotter is known to make; [Planner.Plan] besides refuses what
+// its [Options] have not switched on, opens the files that the list names, reads
+// superblocks, and may put a merged index into its cache. Both may be called from any goroutine, several
 // at a time. The package never mounts, never writes to a file of the
 // snapshotter, keeps no descriptor open, and knows neither the VM nor the
 // guest.

@@ -59,10 +59,18 @@ func captures(t testing.TB) []capture {
 // summary is a layout in a line.
 func summary(l *rootfs.Layout) string {
 	var s strings.Builder
-	if l.Upper == nil {
+	switch u := l.Upper; {
+	case u == nil:
 		s.WriteString("read-only")
-	} else {
-		fmt.Fprintf(&s, "ext4 %v mkdir", l.Upper.Options)
+	case u.HostDir != "":
+		s.WriteString("memory")
+	case u.Format != nil:
+		fmt.Fprintf(&s, "ext4 of %d bytes to be made %v", u.Format.Size, u.Options)
+	default:
+		fmt.Fprintf(&s, "ext4 %v", u.Options)
+	}
+	if l.Upper != nil {
+		s.WriteString(" mkdir")
 		for _, m := range l.Upper.Mkdirs {
 			fmt.Fprintf(&s, " %s:%04o", m.Path, m.Mode)
 		}
@@ -72,11 +80,21 @@ func summary(l *rootfs.Layout) string {
 		if len(lower.Devices) > 0 {
 			fmt.Fprintf(&s, " (index of %d)", len(lower.Devices))
 		}
-		if lower.Verity != "" {
-			s.WriteString(" (dm-verity)")
-		}
+	}
+	if n := protected(l); n > 0 {
+		fmt.Fprintf(&s, " (%d with dm-verity)", n)
 	}
 	return s.String()
+}
+
+func protected(l *rootfs.Layout) int {
+	n := 0
+	for _, lower := range l.Lowers {
+		if lower.Verity != "" {
+			n++
+		}
+	}
+	return n
 }
 
 func TestEveryCaptureIsPlannedOrRefusedForItsReason(t *testing.T) {
@@ -113,7 +131,7 @@ func checkNothingIsLost(t *testing.T, mounts []rootfs.Mount, layout *rootfs.Layo
 	var in, out []string
 	for _, m := range mounts {
 		switch m.Type {
-		case "ext4":
+		case "ext4", "mkfs/ext4":
 			in = append(in, m.Source)
 		case "erofs":
 			in = append(in, m.Source)
@@ -124,7 +142,7 @@ func checkNothingIsLost(t *testing.T, mounts []rootfs.Mount, layout *rootfs.Layo
 			}
 		}
 	}
-	if layout.Upper != nil {
+	if layout.Upper != nil && layout.Upper.Path != "" {
 		out = append(out, layout.Upper.Path)
 	}
 	for _, l := range layout.Lowers {

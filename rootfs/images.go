@@ -1,7 +1,10 @@
 package rootfs
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"os"
 	"slices"
 
 	"github.com/erofsvm/erofsvm/rootfs/erofs"
@@ -31,13 +34,16 @@ func inspectLowers(lowers []Lower) ([]lowerImage, error) {
 
 func (l *lowerImage) inspect() error {
 	f, image, err := erofs.Open(l.Path)
+	if errors.Is(err, erofs.ErrNotEROFS) && isVMDK(l.Path) {
+		return l.at.refuse(ClassUnknown, "", "is a VMDK descriptor, which could name any file of the host; hand over the index that lies beside it, with device= for each layer")
+	}
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	l.image = image
 	if len(l.Devices) == 0 && len(image.Super.Devices) != 0 && !image.TarIndex() {
-		return l.refuse(ClassNoDevices, "", fmt.Sprintf("its data lie in %d other files, which the mount must name with device=", len(image.Super.Devices)))
+		return l.at.refuse(ClassNoDevices, "", "its data lie in %d other files, which the mount must name with device=", len(image.Super.Devices))
 	}
 	if l.Verity != "" {
 		if l.tree, err = verity.Read(l.Verity, f, image.Size, image.End()); err != nil {
@@ -55,6 +61,18 @@ func (l *lowerImage) inspect() error {
 		return nil
 	}
 	return erofs.CheckDevices(image, l.devices)
+}
+
+// isVMDK says whether the file at path starts as a VMDK descriptor does.
+func isVMDK(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var start [21]byte
+	_, err = io.ReadFull(f, start[:])
+	return err == nil && string(start[:]) == "# Disk DescriptorFile"
 }
 
 // flatten is the list of all plain layers with the topmost last. An index

@@ -6,13 +6,14 @@ import (
 )
 
 // layoutOf reads the mounts that the lowers stand for, and makes sure that
-// every mount but the last has become the upper or one of the lowers.
+// every mount has become the upper, one of the lowers, or what joins them.
 func layoutOf(mounts []*mount, upper *Upper, lowers []place) (*Layout, error) {
 	layout := &Layout{Upper: upper, Lowers: make([]Lower, 0, len(lowers))}
 	used := make([]bool, len(mounts))
 	if upper != nil {
 		used[upper.Mount] = true
 	}
+	r := resolverOf(mounts)
 	for _, at := range lowers {
 		m := mounts[at.mount]
 		switch {
@@ -24,7 +25,7 @@ func layoutOf(mounts []*mount, upper *Upper, lowers []place) (*Layout, error) {
 			return nil, m.refuse(ClassUnknown, "", "only the whole of a layer can be used, not its directory %s", printable(at.path))
 		}
 		used[m.index] = true
-		lower, err := lowerOf(m)
+		lower, err := m.lower(r)
 		if err != nil {
 			return nil, err
 		}
@@ -36,38 +37,30 @@ func layoutOf(mounts []*mount, upper *Upper, lowers []place) (*Layout, error) {
 			return nil, m.refuse(ClassInvalid, "", "is part of neither the writable layer nor the layers below it")
 		}
 	}
-	if upper != nil {
-		if err := checkPath(upper.Path); err != nil {
-			return nil, mounts[upper.Mount].refuse(ClassInvalid, "", "%v", err)
-		}
-	}
 	return layout, nil
 }
 
-func lowerOf(m *mount) (*Lower, error) {
+// lower reads the mount of a layer.
+func (m *mount) lower(r *resolver) (*Lower, error) {
 	if m.has("mkfs") || m.has("mkdir") {
 		return nil, m.refuse(ClassInvalid, "", "a layer is neither made nor written to")
 	}
-	if m.has("format") {
-		return nil, m.refuse(ClassUnknown, "", "templates in a layer are not handled")
+	source, err := r.file(m.Source, m.index)
+	if err != nil {
+		return nil, m.refuse(ClassInvalid, "", "source %v", err)
 	}
-	if err := checkPath(m.Source); err != nil {
-		return nil, m.refuse(ClassInvalid, "", "%v", err)
-	}
-	lower := &Lower{Mount: m.index, Path: m.Source}
+	lower := &Lower{Mount: m.index, Path: source, at: m}
 	for _, o := range m.Options {
 		device, isDevice := strings.CutPrefix(o, optDevice)
 		metadata, isVerity := strings.CutPrefix(o, optVerity)
-		var err error
 		switch {
 		case isDevice:
-			err = checkPath(device)
+			device, err = r.file(device, m.index)
 			lower.Devices = append(lower.Devices, device)
 		case isVerity && lower.Verity != "":
 			return nil, m.refuse(ClassInvalid, o, "stands twice")
 		case isVerity:
-			err = checkPath(metadata)
-			lower.Verity = metadata
+			lower.Verity, err = r.file(metadata, m.index)
 		}
 		if err != nil {
 			return nil, m.refuse(ClassInvalid, o, "%v", err)

@@ -55,6 +55,9 @@ type Disk struct {
 	Path     string `json:"path,omitempty"` // DriverRaw: the host file
 	ReadOnly bool   `json:"readonly"`
 	Bytes    int64  `json:"bytes"` // what the guest sees, a multiple of 512
+	// Format is the filesystem to make at Path, where there is no file yet;
+	// nil if there is.
+	Format *Format `json:"format,omitempty"`
 	// Extents are the pieces of a DriverVMDK disk, in order.
 	Extents []vmdk.Extent `json:"extents,omitempty"`
 	// Generated is the file behind those extents that have no path; nil if
@@ -73,11 +76,26 @@ type Partition struct {
 	Sectors int64  `json:"sectors"`
 }
 
+// UpperKind says where the writable layer is.
+type UpperKind string
+
+const (
+	// UpperNone makes the root filesystem read-only.
+	UpperNone UpperKind = "none"
+	// UpperDisk is an ext4 image.
+	UpperDisk UpperKind = "disk"
+	// UpperMemory is a tmpfs of the guest, which is gone with the container.
+	UpperMemory UpperKind = "memory"
+)
+
+// NoDisk is Storage.Disk of a storage that lies on none.
+const NoDisk = -1
+
 // Storage is one filesystem that the guest mounts from a disk to make the
 // container's rootfs. Options are those of the agent protocol (X-kata.*
 // included); the runtime adds the disk's address and the mount point.
 type Storage struct {
-	Disk    int      `json:"disk"` // index into Plan.Disks
+	Disk    int      `json:"disk"` // index into Plan.Disks, or NoDisk
 	FSType  string   `json:"fstype"`
 	Options []string `json:"options"`
 }
@@ -88,6 +106,7 @@ type Storage struct {
 type Plan struct {
 	Strategy Strategy  `json:"strategy"`
 	Reason   string    `json:"reason"`
+	Upper    UpperKind `json:"upper"`
 	Disks    []Disk    `json:"disks"`
 	Storages []Storage `json:"storages"`
 	Warnings []string  `json:"warnings"`

@@ -2,6 +2,9 @@ package rootfs
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"os"
 	"slices"
 
 	"github.com/erofsvm/erofsvm/rootfs/merge"
@@ -25,6 +28,13 @@ type Options struct {
 	// Disk.Generated. Without it, what cannot be merged is refused, and so are
 	// protected layers.
 	Partitions bool
+	// MakeUpper says that who makes the disks also makes the filesystem of
+	// Disk.Format. Without it, an image that is not there is refused.
+	MakeUpper bool
+	// MemoryUpper is how many bytes of guest memory a writable layer may take
+	// for which there is no image. 0 refuses such a layer; anything else says
+	// that the runtime and the guest know storages on NoDisk.
+	MemoryUpper int64
 }
 
 // Planner makes plans. It may be used from any goroutine.
@@ -67,11 +77,14 @@ func (p *Planner) Plan(ctx context.Context, mounts []Mount) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	plan := &Plan{Warnings: []string{}}
+	plan := &Plan{Upper: UpperNone, Warnings: []string{}}
 	if layout.Upper != nil {
-		if err := plan.addUpper(layout.Upper); err != nil {
+		if err := p.addUpper(plan, layout.Upper); err != nil {
 			return nil, err
 		}
+	}
+	if len(layers) == 0 {
+		return plan, p.addEmpty(plan)
 	}
 	if err := p.addLayers(ctx, plan, layers); err != nil {
 		return nil, err
@@ -82,17 +95,39 @@ func (p *Planner) Plan(ctx context.Context, mounts []Mount) (*Plan, error) {
 	return plan, nil
 }
 
-// addUpper plans the writable image as a disk of its own.
-func (plan *Plan) addUpper(u *Upper) error {
-	size, err := inspectUpper(u.Path)
-	if err != nil {
-		return err
+// addUpper plans the writable layer: an image, as a disk of its own, or a
+// filesystem in the guest's memory.
+func (p *Planner) addUpper(plan *Plan, u *Upper) error {
+	storage := Storage{Disk: len(plan.Disks), FSType: "ext4", Options: slices.Clone(u.Options)}
+	plan.Upper = UpperDisk
+	if u.HostDir == "" {
+		disk, err := u.disk()
+		if err != nil {
+			return err
+		}
+		plan.Disks = append(plan.Disks, disk)
+	} else {
+		storage = Storage{Disk: NoDisk, FSType: "tmpfs", Options: []string{fmt.Sprintf("size=%d", p.options.MemoryUpper), "mode=0755"}}
+		plan.Upper = UpperMemory
+		plan.Warnings = append(plan.Warnings, fmt.Sprintf("the writable layer lives in guest memory, %d bytes at most, and is lost with the container; "+
+			"set default_size for the erofs snapshotter to have it on a disk", p.options.MemoryUpper))
 	}
-	options := append(slices.Clone(u.Options), agentUpper, agentMultiLayer)
+	storage.Options = append(storage.Options, agentUpper, agentMultiLayer)
 	for _, m := range u.Mkdirs {
-		options = append(options, m.agentOption())
+		storage.Options = append(storage.Options, m.agentOption())
 	}
-	plan.Disks = append(plan.Disks, Disk{Role: RoleUpper, Driver: DriverRaw, Path: u.Path, Bytes: size})
-	plan.Storages = append(plan.Storages, Storage{Disk: len(plan.Disks) - 1, FSType: "ext4", Options: options})
+	plan.Storages = append(plan.Storages, storage)
 	return nil
+}
+
+// disk is the writable image, which may be still to be made.
+func (u *Upper) disk() (Disk, error) {
+	disk := Disk{Role: RoleUpper, Driver: DriverRaw, Path: u.Path}
+	var err error
+	disk.Bytes, err = inspectUpper(u.Path)
+	if u.Format != nil && errors.Is(err, os.ErrNotExist) {
+		disk.Bytes, disk.Format = u.Format.Size, u.Format
+		return disk, nil
+	}
+	return disk, err
 }

@@ -117,6 +117,7 @@ func TestOneLayerIsARawDisk(t *testing.T) {
 	want := fmt.Sprintf(`{
  "strategy": "raw",
  "reason": "there is one layer",
+ "upper": "disk",
  "disks": [
   {
    "role": "upper",

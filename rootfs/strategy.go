@@ -67,6 +67,20 @@ func unmergeable(err error) bool {
 // oneLine is the text of err for a log and for the eyes.
 func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
 
+// addEmpty plans an image without anything in it below a writable layer that
+// has no layers: the guest then has an overlay to make as for any other.
+func (p *Planner) addEmpty(plan *Plan) error {
+	image, err := p.merger.Empty()
+	if err != nil {
+		return err
+	}
+	if err := plan.addRaw(lowerImage{Lower: Lower{Options: []string{"ro"}}, image: image}); err != nil {
+		return err
+	}
+	plan.Reason = "there is no layer, and an empty one stands for it"
+	return nil
+}
+
 // addRaw plans a single layer as the disk.
 func (plan *Plan) addRaw(lower lowerImage) error {
 	plan.Strategy = StrategyRaw

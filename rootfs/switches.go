@@ -1,7 +1,9 @@
 package rootfs
 
 import (
+	"errors"
 	"fmt"
+	"os"
 
 	"github.com/containerd/errdefs"
 )
@@ -10,6 +12,9 @@ var errNoPartitions = fmt.Errorf("the guest cannot find layers in partitions: %w
 
 // check refuses options that contradict each other.
 func (o *Options) check() error {
+	if o.MemoryUpper < 0 || o.MemoryUpper > maxMemoryUpper {
+		return fmt.Errorf("a writable layer of %d bytes in guest memory: %w", o.MemoryUpper, errdefs.ErrInvalidArgument)
+	}
 	switch o.Layers {
 	case LayersAuto, LayersMerge:
 		return nil
@@ -22,24 +27,54 @@ func (o *Options) check() error {
 	return fmt.Errorf("layers = %q is not known (%s, %s, %s are): %w", o.Layers, LayersAuto, LayersMerge, LayersPartition, errdefs.ErrInvalidArgument)
 }
 
+// maxMemoryUpper is far above any guest's memory.
+const maxMemoryUpper = 1 << 44
+
 // allow refuses what Classify understands but the options do not allow, because
 // the runtime or the guest cannot do its part.
 func (o *Options) allow(layout *Layout) error {
+	if layout.Upper != nil {
+		if err := o.allowUpper(layout.Upper); err != nil {
+			return err
+		}
+	}
 	for _, l := range layout.Lowers {
 		if l.Verity == "" {
 			continue
 		}
 		if !o.Partitions {
-			return l.refuse(ClassVerity, optVerity+l.Verity, "layers with dm-verity are not handled; "+
+			return l.at.refuse(ClassVerity, optVerity+l.Verity, "layers with dm-verity are not handled; "+
 				`set dmverity_mode = "off" in [plugins."io.containerd.snapshotter.v1.erofs"] and enable_dmverity = false in [plugins."io.containerd.differ.v1.erofs"], and pull the image again`)
 		}
 		if o.Layers == LayersMerge {
-			return l.refuse(ClassVerity, optVerity+l.Verity, `a merged layer would lose its protection by dm-verity; set layers = "auto" in the configuration`)
+			return l.at.refuse(ClassVerity, optVerity+l.Verity, `a merged layer would lose its protection by dm-verity; set layers = "auto" in the configuration`)
 		}
 	}
 	return nil
 }
 
-func (l *Lower) refuse(class Class, option, reason string) *Refusal {
-	return &Refusal{Class: class, Mount: l.Mount, Type: "erofs", Source: l.Path, Option: option, Reason: reason}
+// allowUpper looks at what is there of the writable layer: an image that is to
+// be made may be there already, and a directory of the host must be empty, as
+// the guest does not see what it holds.
+func (o *Options) allowUpper(u *Upper) error {
+	switch {
+	case u.HostDir != "" && o.MemoryUpper == 0:
+		return u.at.refuse(ClassHostUpper, "upperdir="+u.HostDir, "the writable layer is a directory of the host, which is not shared with the VM; "+
+			`set default_size (say "64M") in [plugins."io.containerd.snapshotter.v1.erofs"] of containerd's configuration, `+
+			"so that the snapshotter makes a block image, and recreate the container")
+	case u.HostDir != "":
+		switch entries, err := os.ReadDir(u.HostDir); {
+		case err != nil && !errors.Is(err, os.ErrNotExist):
+			return fmt.Errorf("writable layer: %w", err)
+		case len(entries) > 0:
+			return u.at.refuse(ClassHostUpper, "upperdir="+u.HostDir, "the writable layer is a directory of the host that holds %s already, which the VM would not see; "+
+				`set default_size (say "64M") in [plugins."io.containerd.snapshotter.v1.erofs"] of containerd's configuration, and recreate the container`, printable(entries[0].Name()))
+		}
+	case u.Format != nil && !o.MakeUpper:
+		if _, err := os.Lstat(u.Path); errors.Is(err, os.ErrNotExist) {
+			return u.at.refuse(ClassMkfs, "", "the writable image is still to be made, which is not handled; leave mkfs out of the runtime's mount claims, "+
+				"and keep the snapshotter's root_path below containerd's root, where containerd makes it itself")
+		}
+	}
+	return nil
 }

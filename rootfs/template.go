@@ -91,6 +91,26 @@ func (r *resolver) place(s string, at int) (place, error) {
 	return list[0], nil
 }
 
+// file resolves s, of mount at, to a file of the host. Without a template it is
+// the path as it stands, colons and all.
+func (r *resolver) file(s string, at int) (string, error) {
+	if !templated(s) {
+		return s, checkPath(s)
+	}
+	pieces, err := r.pieces(s, at)
+	if err != nil {
+		return "", err
+	}
+	p, err := placeOf(pieces)
+	if err != nil {
+		return "", err
+	}
+	if p.mount != hostPath {
+		return "", fmt.Errorf("leads into what mount %d shows; a file of the host is wanted", p.mount)
+	}
+	return p.path, nil
+}
+
 func placeOf(element []piece) (place, error) {
 	if len(element) == 0 {
 		return place{}, errors.New("names an empty path")

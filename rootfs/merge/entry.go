@@ -101,13 +101,11 @@ func checksum(r io.ReaderAt, n int64) (uint32, error) {
 // left behind, whatever kills the process.
 func build(ctx context.Context, mkfs tool, path string, key [sha256.Size]byte, layers []*erofs.Image, replace bool) error {
 	dir := filepath.Dir(path)
-	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	f, err := nameless(dir)
 	if err != nil {
-		return fmt.Errorf("fsmeta cache %q: make a file without a name: %w; the cache must be on a filesystem with O_TMPFILE, such as ext4, xfs, btrfs or tmpfs", dir, err)
+		return err
 	}
-	f := os.NewFile(uintptr(fd), filepath.Join(dir, "new fsmeta"))
 	defer f.Close()
-
 	if err := mergeLayers(ctx, mkfs, f, entryUUID(key).String(), layers); err != nil {
 		return err
 	}
@@ -125,6 +123,15 @@ func build(ctx context.Context, mkfs tool, path string, key [sha256.Size]byte, l
 		return fmt.Errorf("fsmeta cache %q: %w", dir, err)
 	}
 	return nil
+}
+
+// nameless makes a file in dir that is gone when it is closed, unless published.
+func nameless(dir string) (*os.File, error) {
+	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("fsmeta cache %q: make a file without a name: %w; the cache must be on a filesystem with O_TMPFILE, such as ext4, xfs, btrfs or tmpfs", dir, err)
+	}
+	return os.NewFile(uintptr(fd), filepath.Join(dir, "new entry")), nil
 }
 
 // sealFile ends the image with its seal, makes it read-only and durable.

@@ -8,6 +8,7 @@ package erofstest
 import (
 	"archive/tar"
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -84,6 +85,8 @@ func LayerWith(t testing.TB, dir, name string, entries []Entry, options ...strin
 	path := filepath.Join(dir, name)
 	cmd := exec.Command(Mkfs(t), append(append([]string{"--aufs", "--quiet"}, options...), path)...)
 	cmd.Stdin = bytes.NewReader(Tar(t, entries))
+	// Directories that the tar does not list get the time of the build.
+	cmd.Env = append(os.Environ(), fmt.Sprintf("SOURCE_DATE_EPOCH=%d", modTime.Unix()))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v\n%s", cmd, err, out)
 	}
@@ -106,6 +109,9 @@ func TarLayer(t testing.TB, dir, name string, entries []Entry) string {
 	return path
 }
 
+// modTime is the time of every file, and of every build.
+var modTime = time.Unix(1700000000, 0)
+
 // Tar is the entries as a tar, with one time for all.
 func Tar(t testing.TB, entries []Entry) []byte {
 	t.Helper()
@@ -113,7 +119,7 @@ func Tar(t testing.TB, entries []Entry) []byte {
 	w := tar.NewWriter(&buf)
 	for _, e := range entries {
 		h := e.Header
-		h.Size, h.ModTime, h.Format = int64(len(e.Body)), time.Unix(1700000000, 0), tar.FormatPAX
+		h.Size, h.ModTime, h.Format = int64(len(e.Body)), modTime, tar.FormatPAX
 		if err := w.WriteHeader(&h); err != nil {
 			t.Fatal(err)
 		}
