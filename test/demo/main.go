@@ -145,9 +145,10 @@ func (d *demo) ctrRun(ctx context.Context, tree harness.Tree, c *harness.Contain
 	lines := d.out.indented("  | ")
 	cmd.Stdout = io.MultiWriter(lines, &kept)
 	cmd.Stderr = lines
-	// ctr passes a signal on to the container, which may ignore it. Ending the
-	// container ends ctr too.
+	// ctr ends by a signal until there is a container; then it passes the signal
+	// on to that, which may ignore it. Ending the container ends ctr too.
 	cmd.Cancel = func() error {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
 		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 		defer cancel()
 		return c.RemoveContainers(ending)
@@ -209,7 +210,12 @@ func (d *demo) stop(ctx context.Context, c *harness.Containerd) error {
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
 	return d.out.step(ending, "stop containerd", func() error {
-		return errors.Join(c.RemoveContainers(ending), c.Stop(ending))
+		// A create that was interrupted is undone by its shim, in its own time.
+		err := c.RemoveContainers(ending)
+		undone, cancel := context.WithTimeout(ending, stopTime/2)
+		defer cancel()
+		_, waitErr := c.WaitProcesses(undone)
+		return errors.Join(err, waitErr, c.Stop(ending))
 	})
 }
 

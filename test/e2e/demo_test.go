@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"os/exec"
 	"path/filepath"
@@ -29,10 +30,16 @@ func TestTheDemoStopsWhatItStarted(t *testing.T) {
 	if err := demo.Start(); err != nil {
 		t.Fatal(err)
 	}
+	dir := bed.Tree.Build("run", "demo-"+bed.Release())
+	ctx, cancel := context.WithTimeout(t.Context(), e2etest.Boot)
+	defer cancel()
 	var seen []string
 	for lines := bufio.NewScanner(output); lines.Scan(); {
 		seen = append(seen, lines.Text())
 		if strings.HasPrefix(lines.Text(), "$ ctr run") {
+			if err := harness.WaitForEntry(ctx, filepath.Join(dir, "r", "s")); err != nil {
+				t.Error(err)
+			}
 			if err := demo.Process.Signal(syscall.SIGINT); err != nil {
 				t.Fatal(err)
 			}
@@ -42,7 +49,6 @@ func TestTheDemoStopsWhatItStarted(t *testing.T) {
 	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 130 {
 		t.Errorf("the demo ended with %v, want code 130:\n%s", err, strings.Join(seen, "\n"))
 	}
-	dir := bed.Tree.Build("run", "demo-"+bed.Release())
 	if found, err := filepath.Glob(filepath.Join(dir, "r", "*")); err != nil || len(found) > 0 {
 		t.Errorf("left behind: %q %v", found, err)
 	}

@@ -71,6 +71,34 @@ func TestTheShimIsKilledWhileTheGuestBoots(t *testing.T) {
 	}
 }
 
+// TestAClientThatGoesAwayDuringCreate: containerd undoes the create, and no shim
+// stays that nobody knows.
+func TestAClientThatGoesAwayDuringCreate(t *testing.T) {
+	for _, release := range harness.Releases {
+		t.Run(release, func(t *testing.T) {
+			bed := e2etest.Release(t, release)
+			image := bed.Image(t, "two", harness.Snapshotter)
+			ctx, cancel := context.WithTimeout(t.Context(), e2etest.Boot)
+			defer cancel()
+			ctr := bed.Ctr(ctx, "run", "--rm", "--runtime", harness.Runtime, "--runtime-config-path", bed.ShimConfigPath(),
+				"--snapshotter", harness.Snapshotter, image, "abandoned", "true")
+			if err := ctr.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if err := bed.WaitForSandbox(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if err := ctr.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+			_ = ctr.Wait() // it was killed
+			if err := bed.RemoveContainers(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // TestTheVMIsKilled: its death ends the container at once, with an exit event
 // and everything gone, however it came about.
 func TestTheVMIsKilled(t *testing.T) {

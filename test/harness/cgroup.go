@@ -1,7 +1,6 @@
 package harness
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -89,14 +88,14 @@ func (g *group) waitEmpty(ctx context.Context, but int) (left []int, err error) 
 		}
 		left = left[:0]
 		for _, pid := range pids {
-			if pid != but && !isZombie(pid) {
+			if pid != but && !exited(pid) {
 				left = append(left, pid)
 			}
 		}
 		if len(left) == 0 || ctx.Err() != nil {
 			return left, nil
 		}
-		if err := waitExit(ctx, left[0]); err != nil {
+		if _, err := waitExit(ctx, left[0]); err != nil {
 			return nil, err
 		}
 	}
@@ -131,36 +130,36 @@ func (g *group) remove() error {
 	return err
 }
 
-// waitExit waits until the process has exited or ctx has ended. Zombies have
-// exited.
-func waitExit(ctx context.Context, pid int) error {
+// waitExit waits until the process has exited or ctx has ended, and says whether
+// it has. A process that its parent has not waited for has exited too.
+func waitExit(ctx context.Context, pid int) (bool, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) || errors.Is(err, unix.EINVAL) { // EINVAL: a thread, of a leader that is gone
-		return nil
+		return true, nil
 	}
 	if err != nil {
-		return fmt.Errorf("pidfd of %d: %w", pid, err)
+		return false, fmt.Errorf("pidfd of %d: %w", pid, err)
 	}
 	defer unix.Close(fd)
 	timeout := -1
 	if deadline, ok := ctx.Deadline(); ok {
-		timeout = max(0, int(time.Until(deadline).Milliseconds())+1)
+		timeout = int(max(0, time.Until(deadline)+time.Millisecond-1).Milliseconds())
 	}
 	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	for {
-		if _, err := unix.Poll(poll, timeout); !errors.Is(err, unix.EINTR) {
-			return err
+		if ready, err := unix.Poll(poll, timeout); !errors.Is(err, unix.EINTR) {
+			return ready > 0, err
 		}
 	}
 }
 
-func isZombie(pid int) bool {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return true // gone altogether
-	}
-	_, rest, _ := bytes.Cut(stat, []byte(") "))
-	return bytes.HasPrefix(rest, []byte("Z")) || bytes.HasPrefix(rest, []byte("X"))
+// exited says whether all threads of a process have ended. That its leader is a
+// zombie is not enough.
+func exited(pid int) bool {
+	now, cancel := context.WithTimeout(context.Background(), 0)
+	defer cancel()
+	done, err := waitExit(now, pid)
+	return err == nil && done
 }
 
 // describe names processes by pid and command line.

@@ -79,10 +79,10 @@ func Start(ctx context.Context, tree Tree, o Options) (_ *Containerd, err error)
 			err = errors.Join(fmt.Errorf("start containerd %s: %w", o.Release, err), c.Stop(stopping))
 		}
 	}()
-	if err := c.makeDirs(); err != nil {
+	if err := c.makeDirs(ctx); err != nil {
 		return c, err
 	}
-	if c.group, err = newGroup("erofsvm-" + filepath.Base(c.dirs.base)); err != nil {
+	if c.group, err = newGroup(groupName(c.dirs.base)); err != nil {
 		return c, err
 	}
 	if err := c.sweep(ctx); err != nil {
@@ -112,46 +112,89 @@ func (o Options) withDefaults(tree Tree) Options {
 	return o
 }
 
-// makeDirs makes the run directory below .build/run and locks it. Where that
-// path is too long for sockets, those go to the system's temporary directory.
-func (c *Containerd) makeDirs() (err error) {
+// makeDirs makes the run directory below .build/run and locks it, and removes
+// those of test binaries that were killed.
+func (c *Containerd) makeDirs(ctx context.Context) (err error) {
 	parent := c.tree.Build("run")
 	if err := os.MkdirAll(parent, 0o711); err != nil {
 		return err
 	}
-	d := &c.dirs
+	// Nobody shall take a directory that is not locked yet for an abandoned one.
+	making, err := lockDir(parent, unix.LOCK_EX)
+	if err != nil {
+		return err
+	}
+	defer making.Close()
+	if err := sweepAbandoned(ctx, c.tree, parent); err != nil {
+		return fmt.Errorf("remove what a killed run left: %w", err)
+	}
+	base := filepath.Join(parent, c.options.Name)
 	if c.options.Name == "" {
-		d.base, err = os.MkdirTemp(parent, "t")
+		base, err = os.MkdirTemp(parent, unnamed)
 	} else {
-		d.base = filepath.Join(parent, c.options.Name)
-		err = os.MkdirAll(d.base, 0o711)
+		err = os.MkdirAll(base, 0o711)
 	}
 	if err != nil {
 		return err
 	}
-	if c.lock, err = lockDir(d.base); err != nil {
+	c.dirs = placeDirs(base)
+	if c.lock, err = lockDir(base, unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return err
 	}
-	d.run = filepath.Join(d.base, "r")
-	if len(d.run) > maxRunDir {
-		d.run = filepath.Join(os.TempDir(), "erofsvm-"+filepath.Base(d.base))
-	}
-	d.root = filepath.Join(d.base, "root")
-	d.state = filepath.Join(d.run, "c")
-	d.socket = filepath.Join(d.run, "c.sock")
-	d.sandboxes = filepath.Join(d.run, "s")
-	d.cache = filepath.Join(d.base, "cache")
-	d.traces = filepath.Join(d.base, "traces")
-	d.log = filepath.Join(d.base, "containerd.log")
-	return errors.Join(os.RemoveAll(d.log), os.RemoveAll(d.traces)) // of an earlier run
+	return errors.Join(os.RemoveAll(c.dirs.log), os.RemoveAll(c.dirs.traces)) // of an earlier run
 }
 
-func lockDir(dir string) (*os.File, error) {
+// unnamed is what run directories begin with that are not kept.
+const unnamed = "t"
+
+// placeDirs says where things lie in a run directory. Where its path is too long
+// for sockets, those go to the system's temporary directory.
+func placeDirs(base string) dirs {
+	run := filepath.Join(base, "r")
+	if len(run) > maxRunDir {
+		run = filepath.Join(os.TempDir(), "erofsvm-"+filepath.Base(base))
+	}
+	return dirs{
+		base:      base,
+		root:      filepath.Join(base, "root"),
+		run:       run,
+		state:     filepath.Join(run, "c"),
+		socket:    filepath.Join(run, "c.sock"),
+		sandboxes: filepath.Join(run, "s"),
+		cache:     filepath.Join(base, "cache"),
+		traces:    filepath.Join(base, "traces"),
+		log:       filepath.Join(base, "containerd.log"),
+	}
+}
+
+func groupName(base string) string { return "erofsvm-" + filepath.Base(base) }
+
+// sweepAbandoned removes the unnamed run directories that nobody holds, with
+// what still runs in them.
+func sweepAbandoned(ctx context.Context, tree Tree, parent string) error {
+	found, err := filepath.Glob(filepath.Join(parent, unnamed+"[0-9]*"))
+	var errs []error
+	for _, base := range found {
+		lock, err := lockDir(base, unix.LOCK_EX|unix.LOCK_NB)
+		if err != nil {
+			continue // in use
+		}
+		old := &Containerd{tree: tree, dirs: placeDirs(base), lock: lock, started: time.Now()}
+		if old.group, err = newGroup(groupName(base)); err != nil {
+			errs = append(errs, err, lock.Close())
+			continue
+		}
+		errs = append(errs, old.Stop(ctx))
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+func lockDir(dir string, how int) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+	if err := unix.Flock(int(f.Fd()), how); err != nil {
 		f.Close()
 		return nil, fmt.Errorf("%s is in use by another run: %w", dir, err)
 	}
@@ -357,6 +400,12 @@ func (c *Containerd) sweep(ctx context.Context) error {
 	}
 	if len(pids) > 0 {
 		errs = append(errs, c.group.kill(ctx))
+		// A shim that was killed cannot remove its socket, which lies outside.
+		dead, err := c.deadShimSockets()
+		errs = append(errs, err)
+		for _, path := range dead {
+			errs = append(errs, os.Remove(path))
+		}
 		// The group is gone with its processes; the next daemon needs one.
 		if c.group, err = newGroup(filepath.Base(c.group.dir)); err != nil {
 			errs = append(errs, err)

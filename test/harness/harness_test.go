@@ -219,6 +219,38 @@ func TestLeftoversSeesWhatDaemonizes(t *testing.T) {
 	}
 }
 
+// TestStartSweepsUpAfterAKilledRun: what a test binary left that had no time to
+// stop anything is gone when the next one starts.
+func TestStartSweepsUpAfterAKilledRun(t *testing.T) {
+	tree := needTools(t, Releases[0])
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	killed, err := Start(ctx, tree, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The lock goes with the process that held it; the daemon stays.
+	if err := killed.lock.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Start(ctx, tree, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-killed.exited
+	for _, gone := range []string{killed.dirs.base, killed.dirs.run, killed.group.dir} {
+		if _, err := os.Stat(gone); err == nil {
+			t.Errorf("%s is still there", gone)
+		}
+	}
+	if err := killed.client.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := c.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestStartSaysWhyContainerdDoesNot: the end of the daemon's log is in the
 // error, and nothing is left.
 func TestStartSaysWhyContainerdDoesNot(t *testing.T) {

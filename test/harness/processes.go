@@ -39,25 +39,27 @@ func (c *Containerd) running(program string) ([]int, error) {
 // WaitExit waits until a process has exited and says whether it has, before ctx
 // ended.
 func WaitExit(ctx context.Context, pid int) (bool, error) {
-	if err := waitExit(ctx, pid); err != nil {
-		return false, err
-	}
-	return isZombie(pid), nil
+	return waitExit(ctx, pid)
 }
 
 // WaitForSandbox waits until a sandbox has its directory in the shim's
 // state_dir, which is when its VM begins to boot.
 func (c *Containerd) WaitForSandbox(ctx context.Context) error {
+	return WaitForEntry(ctx, c.dirs.sandboxes)
+}
+
+// WaitForEntry waits until a directory is not empty.
+func WaitForEntry(ctx context.Context, dir string) error {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("inotify: %w", err)
 	}
 	events := os.NewFile(uintptr(fd), "inotify")
 	defer events.Close()
-	if _, err := unix.InotifyAddWatch(fd, c.dirs.sandboxes, unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
-		return fmt.Errorf("watch %s: %w", c.dirs.sandboxes, err)
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
+		return fmt.Errorf("watch %s: %w", dir, err)
 	}
-	if list, err := entries(c.dirs.sandboxes); err != nil || len(list) > 0 {
+	if list, err := entries(dir); err != nil || len(list) > 0 {
 		return err
 	}
 	if deadline, ok := ctx.Deadline(); ok {
@@ -67,7 +69,7 @@ func (c *Containerd) WaitForSandbox(ctx context.Context) error {
 	}
 	_, err = events.Read(make([]byte, 4096))
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("no sandbox appears in %s: %w", c.dirs.sandboxes, err)
+		return fmt.Errorf("nothing appears in %s: %w", dir, err)
 	}
 	return err
 }
