@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -113,10 +114,53 @@ func (g *group) kill(ctx context.Context) error {
 	if len(left) > 0 {
 		return fmt.Errorf("processes survive SIGKILL: %s", describe(left))
 	}
-	return g.remove()
+	return g.remove(ctx)
 }
 
-func (g *group) remove() error {
+// waitUnpopulated waits until the kernel says that the group has no process.
+// cgroup.events wakes up a poll when it changes (Documentation/admin-guide/
+// cgroup-v2.rst, "cgroup.events").
+func (g *group) waitUnpopulated(ctx context.Context) error {
+	events, err := os.Open(filepath.Join(g.dir, "cgroup.events"))
+	if err != nil {
+		return ignoreGone(err)
+	}
+	defer events.Close()
+	text := make([]byte, 256)
+	for {
+		size, err := events.ReadAt(text, 0)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return ignoreGone(err)
+		}
+		if strings.Contains(string(text[:size]), "populated 0") {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return fmt.Errorf("wait for an empty cgroup %s: %w", g.dir, err)
+		}
+		poll := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}
+		if _, err := unix.Poll(poll, untilDeadline(ctx)); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+// untilDeadline is the time that ctx has left, in milliseconds as poll(2) wants
+// it.
+func untilDeadline(ctx context.Context) int {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return -1
+	}
+	return int((max(0, time.Until(deadline)) + time.Millisecond - 1).Milliseconds())
+}
+
+// remove removes the group, whose processes have exited.
+func (g *group) remove(ctx context.Context) error {
+	// They count as exited before the cgroup has let go of them.
+	if err := g.waitUnpopulated(ctx); err != nil {
+		return err
+	}
 	var dirs []string
 	err := filepath.WalkDir(g.dir, func(path string, entry fs.DirEntry, err error) error {
 		if err == nil && entry.IsDir() {
@@ -141,13 +185,9 @@ func waitExit(ctx context.Context, pid int) (bool, error) {
 		return false, fmt.Errorf("pidfd of %d: %w", pid, err)
 	}
 	defer unix.Close(fd)
-	timeout := -1
-	if deadline, ok := ctx.Deadline(); ok {
-		timeout = int(max(0, time.Until(deadline)+time.Millisecond-1).Milliseconds())
-	}
 	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
 	for {
-		if ready, err := unix.Poll(poll, timeout); !errors.Is(err, unix.EINTR) {
+		if ready, err := unix.Poll(poll, untilDeadline(ctx)); !errors.Is(err, unix.EINTR) {
 			return ready > 0, err
 		}
 	}

@@ -355,7 +355,7 @@ func (c *Containerd) Stop(ctx context.Context) error {
 		}
 	}
 	if c.group != nil {
-		errs = append(errs, c.sweep(ctx), c.group.remove())
+		errs = append(errs, c.sweep(ctx), c.group.remove(ctx))
 	}
 	if c.lock != nil {
 		if c.options.Name == "" {
