@@ -21,9 +21,9 @@ SHIM_BUILD  := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -buildid='
 AGENT_BUILD := CGO_ENABLED=1 go build -trimpath -tags 'netgo osusergo' -ldflags '-s -w -extldflags -static -buildid='
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
-# Packages whose tests boot VMs or start containerd have targets of their own.
+# The packages whose tests run the whole path have a target of their own.
 E2E_PACKAGES  := ./test/e2e/... ./test/faults/...
-UNIT_PACKAGES = $$(go list ./... | grep -v -E '/test/(e2e|faults|bench)(/|$$)')
+UNIT_PACKAGES = $$(go list ./... | grep -v -E '/test/(e2e|faults)(/|$$)')
 TEST_FLAGS    ?=
 FUZZ_TIME     ?= 30s
 
