@@ -5,10 +5,10 @@
 // It owns the meaning of a mount list. [Classify] is pure and understands every
 // list that a snapshotter is known to make; [Planner.Plan] besides refuses what
 // its [Options] have not switched on, opens the files that the list names, reads
-// superblocks, and may put a merged index into its cache. Both may be called from any goroutine, several
-// at a time. The package never mounts, never writes to a file of the
-// snapshotter, keeps no descriptor open, and knows neither the VM nor the
-// guest.
+// superblocks, and may put a merged index into its cache. Both may be called
+// from any goroutine, several at a time. The package never mounts, never writes
+// to a file of the snapshotter, keeps no descriptor open, and knows neither the
+// VM nor the guest.
 //
 // A mount list is untrusted, and so is every byte of the files it names. What
 // is not understood is refused with a [Refusal], and nothing is half done.

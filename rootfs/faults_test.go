@@ -102,7 +102,7 @@ func makeIndex(t testing.TB, path string, layers []string) {
 		must(t, err)
 		images = append(images, image)
 	}
-	made, err := merge.New(erofstest.Mkfs(t), t.TempDir()).Fsmeta(deadline(t), images)
+	made, err := merge.New(erofstest.Mkfs(t), t.TempDir(), 0).Fsmeta(deadline(t), images)
 	must(t, err)
 	write(t, path, read(t, made.Meta.Path)[:made.Meta.Super.Bytes()])
 }

@@ -16,6 +16,10 @@ type Options struct {
 	// It is made when it is needed, may be shared between processes, and must
 	// be on a filesystem with O_TMPFILE.
 	CacheDir string
+	// CacheBytes is how large that directory may grow; 0 is 1 GiB. What was not
+	// used for the longest is removed first, and nothing within ten minutes of
+	// its use.
+	CacheBytes int64
 	// MkfsErofs is the path of mkfs.erofs, 1.9.3 or newer; a bare name is
 	// looked up in PATH. It runs only when several layers are to be merged and
 	// the cache does not have the result.
@@ -48,7 +52,7 @@ func NewPlanner(o Options) *Planner {
 	if o.Layers == "" {
 		o.Layers = LayersAuto
 	}
-	return &Planner{options: o, merger: merge.New(o.MkfsErofs, o.CacheDir)}
+	return &Planner{options: o, merger: merge.New(o.MkfsErofs, o.CacheDir, o.CacheBytes)}
 }
 
 // warnRoot is for a merged disk that is the root filesystem by itself. Below an

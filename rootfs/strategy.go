@@ -48,6 +48,9 @@ func (p *Planner) addLayers(ctx context.Context, plan *Plan, lowers []lowerImage
 		if merged.Built {
 			origin = "made now"
 		}
+		if merged.Trim != nil {
+			plan.Warnings = append(plan.Warnings, "the cache of indexes outgrows its limit: "+oneLine(merged.Trim))
+		}
 		return plan.addMerged(merged.Meta, layers, commonOptions(lowers), fmt.Sprintf("%d layers share one index, %s", len(layers), origin))
 	case p.options.Partitions && p.options.Layers == LayersAuto && unmergeable(err) && ctx.Err() == nil:
 		if errors.Is(err, merge.ErrTool) {

@@ -58,6 +58,9 @@ func readEntry(path string, key [sha256.Size]byte, layers []*erofs.Image) (*erof
 		return nil, err
 	}
 	defer f.Close()
+	if err := use(f); err != nil {
+		return nil, err
+	}
 	meta, err := erofs.InspectFile(f)
 	if err != nil {
 		return nil, err

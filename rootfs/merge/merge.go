@@ -3,8 +3,9 @@
 //
 // It owns the cache directory and the runs of mkfs.erofs. A Builder may be used
 // from any goroutine, and several processes may share a directory: an entry
-// appears whole or not at all, under a name that says what it was made of. The
-// package never writes to a layer and never removes an entry but a corrupt one.
+// appears whole or not at all, under a name that says what it was made of. When
+// one is added, those that were not used for the longest are removed until the
+// rest keeps to the limit. The package never writes to a layer.
 package merge
 
 import (
@@ -38,28 +39,43 @@ const MaxLayers = 1000
 
 // Builder makes fsmetas. Its fields are set once, by New.
 type Builder struct {
-	mkfs string // path of mkfs.erofs, or a name to look up in PATH
-	dir  string // of the cache
+	mkfs  string // path of mkfs.erofs, or a name to look up in PATH
+	dir   string // of the cache
+	limit int64  // of the cache, in bytes
 
 	mu    sync.Mutex
 	known tool // the mkfs.erofs whose version has been found good
 }
 
+// DefaultLimit is how large a cache may be, in bytes: an fsmeta has a few
+// percent of its layers' length.
+const DefaultLimit = 1 << 30
+
 // New returns a Builder that runs the mkfs.erofs at the given path (a bare
 // name is looked up in PATH) and keeps its results below dir, which is made
-// when it is needed. Neither is touched before the first call of Fsmeta.
-func New(mkfs, dir string) *Builder { return &Builder{mkfs: mkfs, dir: dir} }
+// when it is needed. Neither is touched before the first call of Fsmeta. The
+// limit of the cache is in bytes; 0 is DefaultLimit.
+func New(mkfs, dir string, limit int64) *Builder {
+	if limit == 0 {
+		limit = DefaultLimit
+	}
+	return &Builder{mkfs: mkfs, dir: dir, limit: limit}
+}
 
 // Result is an fsmeta and how it came about.
 type Result struct {
 	Meta  *erofs.Image
 	Built bool // false if it was in the cache
+	// Trim is why the cache could not be kept to its limit after a build, nil
+	// if it could. The fsmeta is good all the same.
+	Trim error
 }
 
 // Fsmeta returns the index of the union of the layers, which are given with
 // the topmost last. Its device table names them in that order, and has been
 // checked against them. The file belongs to the cache and is never written to
-// again; the context bounds a run of mkfs.erofs.
+// again; it stays for at least ten minutes, and who has opened it may keep it.
+// The context bounds a run of mkfs.erofs.
 func (b *Builder) Fsmeta(ctx context.Context, layers []*erofs.Image) (*Result, error) {
 	if err := eligible(layers); err != nil {
 		return nil, err
@@ -69,7 +85,7 @@ func (b *Builder) Fsmeta(ctx context.Context, layers []*erofs.Image) (*Result, e
 		return nil, err
 	}
 	key := keyOf(mkfs, layers)
-	path := filepath.Join(b.dir, hex.EncodeToString(key[:])+".fsmeta")
+	path := filepath.Join(b.dir, hex.EncodeToString(key[:])+suffix)
 
 	meta, err := readEntry(path, key, layers)
 	if err == nil {
@@ -89,7 +105,7 @@ func (b *Builder) Fsmeta(ctx context.Context, layers []*erofs.Image) (*Result, e
 	if meta, err = readEntry(path, key, layers); err != nil {
 		return nil, fmt.Errorf("fsmeta that was just made: %w", err)
 	}
-	return &Result{Meta: meta, Built: true}, nil
+	return &Result{Meta: meta, Built: true, Trim: trim(b.dir, b.limit, time.Now())}, nil
 }
 
 // eligible refuses what mkfs.erofs would merge without complaint into an image

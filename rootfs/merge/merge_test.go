@@ -68,7 +68,7 @@ func TestAnIndexIsBuiltOnceAndThenFound(t *testing.T) {
 	layers := inspect(t, layer(t, dir, "a"), layer(t, dir, "b"), layer(t, dir, "c"))
 	cache := filepath.Join(dir, "x", "cache")
 	var first *merge.Result
-	for i, b := range []*merge.Builder{merge.New(erofstest.Mkfs(t), cache), merge.New(erofstest.Mkfs(t), cache)} {
+	for i, b := range []*merge.Builder{merge.New(erofstest.Mkfs(t), cache, 0), merge.New(erofstest.Mkfs(t), cache, 0)} {
 		got, err := b.Fsmeta(deadline(t), layers)
 		if err != nil {
 			t.Fatal(err)
@@ -99,7 +99,7 @@ func TestAnIndexIsBuiltOnceAndThenFound(t *testing.T) {
 func TestTheKeySaysWhatTheLayersAre(t *testing.T) {
 	dir := t.TempDir()
 	a, b := layer(t, dir, "a"), layer(t, dir, "b")
-	builder := merge.New(erofstest.Mkfs(t), filepath.Join(dir, "cache"))
+	builder := merge.New(erofstest.Mkfs(t), filepath.Join(dir, "cache"), 0)
 	seen := make(map[string]string)
 	for _, step := range []struct {
 		name   string
@@ -166,7 +166,7 @@ func TestManyBuildersAtOnceAgree(t *testing.T) {
 	errs := make([]error, builders)
 	var wg sync.WaitGroup
 	for i := range builders {
-		wg.Go(func() { results[i], errs[i] = merge.New(erofstest.Mkfs(t), cache).Fsmeta(ctx, layers) })
+		wg.Go(func() { results[i], errs[i] = merge.New(erofstest.Mkfs(t), cache, 0).Fsmeta(ctx, layers) })
 	}
 	wg.Wait()
 	if err := errors.Join(errs...); err != nil {
@@ -186,7 +186,7 @@ func TestACorruptEntryIsBuiltAnew(t *testing.T) {
 	dir := t.TempDir()
 	layers := inspect(t, layer(t, dir, "a"), layer(t, dir, "b"))
 	cache := filepath.Join(dir, "cache")
-	builder := merge.New(erofstest.Mkfs(t), cache)
+	builder := merge.New(erofstest.Mkfs(t), cache, 0)
 	good, err := builder.Fsmeta(deadline(t), layers)
 	if err != nil {
 		t.Fatal(err)
@@ -241,7 +241,7 @@ func TestIneligibleLayersAreRefused(t *testing.T) {
 	dir := t.TempDir()
 	a := layer(t, dir, "a")
 	index := filepath.Join(dir, "cache")
-	merged, err := merge.New(erofstest.Mkfs(t), index).Fsmeta(deadline(t), inspect(t, a, a))
+	merged, err := merge.New(erofstest.Mkfs(t), index, 0).Fsmeta(deadline(t), inspect(t, a, a))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,7 +265,7 @@ func TestIneligibleLayersAreRefused(t *testing.T) {
 				layers = inspect(t, c.layers...)
 			}
 			cache := filepath.Join(t.TempDir(), "cache")
-			_, err := merge.New(erofstest.Mkfs(t), cache).Fsmeta(deadline(t), layers)
+			_, err := merge.New(erofstest.Mkfs(t), cache, 0).Fsmeta(deadline(t), layers)
 			if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%v, want %v with %q", err, c.want, c.says)
 			}
@@ -315,7 +315,7 @@ exec `+erofstest.Mkfs(t)+` "$@"`), nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cache := filepath.Join(t.TempDir(), "cache")
-			_, err := merge.New(c.mkfs, cache).Fsmeta(deadline(t), layers)
+			_, err := merge.New(c.mkfs, cache, 0).Fsmeta(deadline(t), layers)
 			if !errors.Is(err, c.want) || err != nil && (!strings.Contains(err.Error(), c.says) || len(err.Error()) > 4000) {
 				t.Errorf("%v, want %v with %q", err, c.want, c.says)
 			}
@@ -346,7 +346,7 @@ exec sleep 60`)
 	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 	defer cancel()
 	begun := time.Now()
-	_, err := merge.New(mkfs, filepath.Join(dir, "cache")).Fsmeta(ctx, layers)
+	_, err := merge.New(mkfs, filepath.Join(dir, "cache"), 0).Fsmeta(ctx, layers)
 	if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, merge.ErrBuild) {
 		t.Errorf("%v, want the deadline as the reason", err)
 	}
@@ -373,7 +373,7 @@ func TestACacheThatCannotBeWrittenIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, cache := range []string{filepath.Join(taken, "cache"), "/proc/self/cache"} {
-		_, err := merge.New(erofstest.Mkfs(t), cache).Fsmeta(deadline(t), layers)
+		_, err := merge.New(erofstest.Mkfs(t), cache, 0).Fsmeta(deadline(t), layers)
 		if err == nil || !strings.Contains(err.Error(), filepath.Dir(cache)) {
 			t.Errorf("%s: %v, want an error that names it", cache, err)
 		}
