@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -8,7 +9,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
+	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/errdefs"
 
@@ -38,6 +41,37 @@ func TestSignalsReachTheProcess(t *testing.T) {
 		t.Errorf("kill of a process that has ended: %v, want NotFound", err)
 	}
 	c.Delete(t)
+}
+
+// TestAKillWhileTheGuestBoots is answered at once and ends the create, which
+// says why.
+func TestAKillWhileTheGuestBoots(t *testing.T) {
+	bed := e2etest.Newest(t)
+	image := bed.Image(t, "one", harness.Snapshotter)
+	ctx, cancel := context.WithTimeout(bed.Context(t.Context()), e2etest.Boot)
+	defer cancel()
+	var stderr bytes.Buffer
+	ctr := bed.Ctr(ctx, "run", "--runtime", harness.Runtime, "--runtime-config-path", bed.ShimConfigPath(),
+		"--snapshotter", harness.Snapshotter, image, "killed", "true")
+	ctr.Stderr = &stderr
+	if err := ctr.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := bed.WaitForSandbox(ctx); err != nil {
+		t.Fatal(err)
+	}
+	begun := time.Now()
+	_, err := bed.Client().TaskService().Kill(ctx, &tasks.KillRequest{ContainerID: "killed", Signal: uint32(syscall.SIGKILL)})
+	if err != nil {
+		t.Errorf("kill: %v", err)
+	}
+	t.Logf("the kill was answered after %v", time.Since(begun).Round(time.Millisecond))
+	if err := ctr.Wait(); err == nil || !strings.Contains(stderr.String(), "killed while it was being created") {
+		t.Errorf("ctr run: %v: %s", err, stderr.String())
+	}
+	if err := bed.RemoveContainers(ctx); err != nil {
+		t.Error(err)
+	}
 }
 
 // TestStatesAsTheTaskLives: created, running, stopped, with a pid that is a
