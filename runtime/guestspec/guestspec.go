@@ -72,7 +72,7 @@ func (r *Result) drop(field, reason string) {
 }
 
 func emptyHooks(h *specs.Hooks) bool {
-	//lint:ignore SA1019 Prestart is deprecated and and a spec can still have it.
+	//lint:ignore SA1019 Prestart is deprecated, and a spec can still have it.
 	return len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) == 0
 }
 
