@@ -330,11 +330,10 @@ func (m *Machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 	return conn, err
 }
 
-// whileRunning calls f with a context that ends with the VM, too. The error is
-// then about the end of the VM.
+// whileRunning calls f with a context that ends with the VM, too. An error is
+// about the end of the VM then, whatever f made of it.
 func (m *Machine) whileRunning(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	watching := make(chan struct{})
 	go func() {
 		defer close(watching)
@@ -347,12 +346,17 @@ func (m *Machine) whileRunning(ctx context.Context, f func(context.Context) erro
 	err := f(ctx)
 	cancel(nil)
 	<-watching
-	if err != nil && errors.Is(context.Cause(ctx), hypervisor.ErrGone) {
-		<-m.done // bounded by undoTimeout
-		if why := m.Err(); why != nil {
-			return why
-		}
-		return fmt.Errorf("%w: it was killed", hypervisor.ErrGone)
+	if err == nil {
+		return nil
 	}
-	return err
+	select {
+	case <-m.proc.child.Done():
+	default:
+		return err
+	}
+	<-m.done // bounded by undoTimeout
+	if why := m.Err(); why != nil {
+		return why
+	}
+	return fmt.Errorf("%w: it was killed", hypervisor.ErrGone)
 }

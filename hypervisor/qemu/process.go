@@ -18,8 +18,9 @@ import (
 )
 
 const (
-	// What is kept of the console and of stderr, and shown in an error.
-	consoleBytes, consoleLines = 16 << 10, 40
+	// What is kept of the console and of stderr, and shown in an error. The
+	// trace of a panic, which its reason stands above, has some fifty lines.
+	consoleBytes, consoleLines = 16 << 10, 80
 	stderrBytes, stderrLines   = 4 << 10, 20
 
 	// dyingTime is how long a QEMU that has closed its monitor may take to
