@@ -11,7 +11,7 @@ import (
 // BenchmarkPlan is the plan and the text of the descriptor of an image whose
 // index is in the cache, which is every start of a container but the first.
 func BenchmarkPlan(b *testing.B) {
-	for _, n := range []int{1, 10, 100} {
+	for _, n := range []int{1, 10, 100, 500} {
 		b.Run(fmt.Sprintf("layers=%d", n), func(b *testing.B) {
 			planner, mounts := newPlanner(b), blockMounts(ext4Image(b, 1<<20), chain(b, b.TempDir(), n)...)
 			ctx := deadline(b)

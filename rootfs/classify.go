@@ -113,10 +113,11 @@ func parse(mounts []Mount) ([]*mount, error) {
 	if len(mounts) > maxMounts {
 		return nil, whole("%d mounts, at most %d are taken", len(mounts), maxMounts)
 	}
-	parsed := make([]*mount, len(mounts))
+	parsed, all := make([]*mount, len(mounts)), make([]mount, len(mounts))
 	bytes, options := 0, 0
 	for i, raw := range mounts {
-		m := &mount{Mount: raw, index: i}
+		m := &all[i]
+		m.Mount, m.index = raw, i
 		if err := checkString(raw.Type, maxSource); err != nil {
 			return nil, m.refuse(ClassInvalid, "", "type %v", err)
 		}
@@ -154,11 +155,15 @@ func checkString(s string, longest int) error {
 	if len(s) > longest {
 		return fmt.Errorf("of %d bytes is longer than %d", len(s), longest)
 	}
-	if !utf8.ValidString(s) {
-		return fmt.Errorf("is not UTF-8")
+	ascii := true
+	for i := range len(s) {
+		if s[i] < 0x20 || s[i] == 0x7f {
+			return fmt.Errorf("has a control character")
+		}
+		ascii = ascii && s[i] < utf8.RuneSelf
 	}
-	if strings.ContainsFunc(s, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
-		return fmt.Errorf("has a control character")
+	if !ascii && !utf8.ValidString(s) {
+		return fmt.Errorf("is not UTF-8")
 	}
 	return nil
 }
@@ -201,12 +206,4 @@ func (m *mount) hostMounted(what string) *Refusal {
 	return m.refuse(ClassHostMounted, "", "containerd has mounted %s on the host itself, so there are no layers to hand to the VM; "+
 		`use the erofs snapshotter (snapshotter = "erofs" for the runtime), and let containerd see the mount claims of the runtime `+
 		"(containerd-shim-erofsvm-v2 -info must list containerd.io/runtime-allow-mounts)", what)
-}
-
-func resolverOf(mounts []*mount) *resolver {
-	r := &resolver{mounts: make([]Mount, len(mounts))}
-	for i, m := range mounts {
-		r.mounts[i] = m.Mount
-	}
-	return r
 }

@@ -263,7 +263,16 @@ func TestWrongListsAreRefused(t *testing.T) {
 
 		"mkfs unasked": {ofList(option(0, "X-containerd.mkfs.size=1")), rootfs.ClassInvalid, "mkfs"},
 
-		"missing index":      {ofList(replace(3, "lowerdir", "lowerdir={{ overlay 1 7 }}")), rootfs.ClassInvalid, "mount 7"},
+		"missing index": {ofList(replace(3, "lowerdir", "lowerdir={{ overlay 1 7 }}")), rootfs.ClassInvalid, "mount 7"},
+		"cycle of sources": {ofList(func(m []rootfs.Mount) []rootfs.Mount {
+			m[1].Type, m[1].Source = "format/erofs", "{{ source 2 }}"
+			m[2].Type, m[2].Source = "format/erofs", "{{ source 1 }}"
+			return m
+		}), rootfs.ClassInvalid, "mount 2"},
+		"two writable images": {ofList(func(m []rootfs.Mount) []rootfs.Mount {
+			return append([]rootfs.Mount{m[0], m[1], m[2], {Type: "ext4", Source: "/other.img", Options: []string{"rw"}}}, m[3])
+		}), rootfs.ClassInvalid, "mount 3"},
+		"10,000 layers":      {blockMounts(upperImage, slices.Repeat([]string{baseLayer}, 10000)...), rootfs.ClassInvalid, "10002"},
 		"its own index":      {ofList(replace(3, "lowerdir", "lowerdir={{ mount 3 }}")), rootfs.ClassInvalid, "mount 3"},
 		"negative index":     {ofList(replace(3, "lowerdir", "lowerdir={{ mount -1 }}")), rootfs.ClassInvalid, `"-1"`},
 		"great index":        {ofList(replace(3, "lowerdir", "lowerdir={{ mount 99999999999999999999 }}")), rootfs.ClassInvalid, "number"},

@@ -33,22 +33,16 @@ func inspectLowers(lowers []Lower) ([]lowerImage, error) {
 }
 
 func (l *lowerImage) inspect() error {
-	f, image, err := erofs.Open(l.Path)
+	err := l.open()
 	if errors.Is(err, erofs.ErrNotEROFS) && isVMDK(l.Path) {
 		return l.at.refuse(ClassUnknown, "", "is a VMDK descriptor, which could name any file of the host; hand over the index that lies beside it, with device= for each layer")
 	}
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	l.image = image
+	image := l.image
 	if len(l.Devices) == 0 && len(image.Super.Devices) != 0 && !image.TarIndex() {
 		return l.at.refuse(ClassNoDevices, "", "its data lie in %d other files, which the mount must name with device=", len(image.Super.Devices))
-	}
-	if l.Verity != "" {
-		if l.tree, err = verity.Read(l.Verity, f, image.Size, image.End()); err != nil {
-			return fmt.Errorf("layer %q: %w", l.Path, err)
-		}
 	}
 	for _, path := range l.Devices {
 		device, err := erofs.Inspect(path)
@@ -61,6 +55,25 @@ func (l *lowerImage) inspect() error {
 		return nil
 	}
 	return erofs.CheckDevices(image, l.devices)
+}
+
+// open reads the superblock and, of a protected layer, what there is about its
+// tree.
+func (l *lowerImage) open() (err error) {
+	if l.Verity == "" {
+		l.image, err = erofs.Inspect(l.Path)
+		return err
+	}
+	f, image, err := erofs.Open(l.Path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	l.image = image
+	if l.tree, err = verity.Read(l.Verity, f, image.Size, image.End()); err != nil {
+		return fmt.Errorf("layer %q: %w", l.Path, err)
+	}
+	return nil
 }
 
 // isVMDK says whether the file at path starts as a VMDK descriptor does.

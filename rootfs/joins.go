@@ -11,7 +11,7 @@ func classifyBind(mounts []*mount, bind *mount) (*Layout, error) {
 	if !bind.has("format") {
 		return nil, bind.hostMounted("directory " + printable(bind.Source))
 	}
-	r := resolverOf(mounts)
+	r := &resolver{mounts: mounts}
 	at, err := r.place(bind.Source, bind.index)
 	if err != nil {
 		return nil, bind.refuse(ClassInvalid, "", "source %v", err)
@@ -62,7 +62,7 @@ func classifyBareUpper(mounts []*mount, bind, image *mount, at place, readOnly b
 	if err != nil {
 		return nil, err
 	}
-	if err := upper.addMkdirs(resolverOf(mounts), bind, mkdirs); err != nil {
+	if err := upper.addMkdirs(&resolver{mounts: mounts}, bind, mkdirs); err != nil {
 		return nil, err
 	}
 	// The guest mounts it as an overlay, which wants a work directory too.

@@ -13,7 +13,7 @@ func layoutOf(mounts []*mount, upper *Upper, lowers []place) (*Layout, error) {
 	if upper != nil {
 		used[upper.Mount] = true
 	}
-	r := resolverOf(mounts)
+	r := &resolver{mounts: mounts}
 	for _, at := range lowers {
 		m := mounts[at.mount]
 		switch {

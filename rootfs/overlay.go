@@ -71,7 +71,7 @@ func classifyOverlay(mounts []*mount, ovl *mount) (*Layout, error) {
 	if ovl.has("mkfs") {
 		return nil, ovl.refuse(ClassInvalid, "", "mkfs cannot make an overlay")
 	}
-	r := resolverOf(mounts)
+	r := &resolver{mounts: mounts}
 	o, err := ovl.overlayOptions(r)
 	if err != nil {
 		return nil, err

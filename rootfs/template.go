@@ -32,7 +32,7 @@ type piece struct {
 // containerd evaluates it when just those are active; this also rules out
 // cycles. See core/mount/manager/format.go of containerd.
 type resolver struct {
-	mounts []Mount
+	mounts []*mount
 	spent  int // strings and pieces so far; sources that refer to sources multiply
 }
 

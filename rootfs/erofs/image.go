@@ -3,9 +3,11 @@ package erofs
 import (
 	"encoding/hex"
 	"fmt"
+	"io"
 	"os"
-	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Image is a file that holds an EROFS image, as it was when it was looked at.
@@ -22,59 +24,94 @@ type Image struct {
 
 // Inspect opens the file at path, checks that it is a whole EROFS image, and
 // closes it. Symbolic links are followed. Errors name the path.
+//
+// It does so with bare system calls, as a plan may look at hundreds of layers:
+// an os.File would cost as many calls again to find out that it cannot be
+// polled.
 func Inspect(path string) (*Image, error) {
-	f, image, err := Open(path)
+	fd, err := open(path)
 	if err != nil {
 		return nil, err
 	}
-	f.Close()
-	return image, nil
+	defer unix.Close(fd)
+	return inspect(path, fd)
 }
 
 // Open is Inspect for who wants to read on; the file is the caller's to close.
 func Open(path string) (*os.File, *Image, error) {
-	// Without O_NONBLOCK the open of a FIFO would wait for a writer.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	fd, err := open(path)
 	if err != nil {
-		return nil, nil, fmt.Errorf("open EROFS image: %w", err)
-	}
-	image, err := InspectFile(f)
-	if err != nil {
-		f.Close()
 		return nil, nil, err
 	}
-	return f, image, nil
+	image, err := inspect(path, fd)
+	if err != nil {
+		unix.Close(fd)
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(fd), path), image, nil
 }
 
 // InspectFile is Inspect for a file that is already open; it stays open, and
 // its offset does not move.
-func InspectFile(f *os.File) (*Image, error) {
-	path := f.Name()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("EROFS image: %w", err)
+func InspectFile(f *os.File) (*Image, error) { return inspect(f.Name(), int(f.Fd())) }
+
+func open(path string) (fd int, err error) {
+	for {
+		// Without O_NONBLOCK the open of a FIFO would wait for a writer.
+		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		if err == nil {
+			return fd, nil
+		}
+		if err != unix.EINTR {
+			return 0, fmt.Errorf("open EROFS image: %w", &os.PathError{Op: "open", Path: path, Err: err})
+		}
 	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	switch size := info.Size(); {
-	case !info.Mode().IsRegular() || !ok:
-		return nil, fmt.Errorf("EROFS image %q: %w (%s)", path, ErrNotRegular, info.Mode().Type())
-	case size == 0:
+}
+
+func inspect(path string, fd int) (*Image, error) {
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		return nil, fmt.Errorf("EROFS image: %w", &os.PathError{Op: "stat", Path: path, Err: err})
+	}
+	switch {
+	case stat.Mode&unix.S_IFMT != unix.S_IFREG:
+		return nil, fmt.Errorf("EROFS image %q: %w", path, ErrNotRegular)
+	case stat.Size == 0:
 		return nil, fmt.Errorf("EROFS image %q: %w", path, ErrEmpty)
-	case size%SectorSize != 0:
-		return nil, fmt.Errorf("EROFS image %q: %w: %d", path, ErrNotAligned, size)
+	case stat.Size%SectorSize != 0:
+		return nil, fmt.Errorf("EROFS image %q: %w: %d", path, ErrNotAligned, stat.Size)
 	}
-	super, err := ReadSuperblock(f, info.Size())
+	super, err := ReadSuperblock(file(fd), stat.Size)
 	if err != nil {
 		return nil, fmt.Errorf("EROFS image %q: %w", path, err)
 	}
 	image := &Image{
-		Path: path, Size: info.Size(), Super: super,
-		Dev: uint64(stat.Dev), Inode: stat.Ino, ModTime: info.ModTime(),
+		Path: path, Size: stat.Size, Super: super,
+		Dev: uint64(stat.Dev), Inode: stat.Ino, ModTime: time.Unix(stat.Mtim.Unix()),
 	}
 	if image.End() > image.Size {
 		return nil, fmt.Errorf("EROFS image %q: %w: %d bytes, the tar behind its index ends at %d", path, ErrTruncated, image.Size, image.End())
 	}
 	return image, nil
+}
+
+// file reads a descriptor.
+type file int
+
+func (f file) ReadAt(p []byte, off int64) (int, error) {
+	done := 0
+	for done < len(p) {
+		n, err := unix.Pread(int(f), p[done:], off+int64(done))
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return done, err
+		case n == 0:
+			return done, io.ErrUnexpectedEOF
+		}
+		done += max(n, 0)
+	}
+	return done, nil
 }
 
 // TarIndex says whether the image is an index of a tar that follows it in the

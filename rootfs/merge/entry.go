@@ -89,11 +89,15 @@ func readEntry(path string, key [sha256.Size]byte, layers []*erofs.Image) (*erof
 }
 
 func checksum(r io.ReaderAt, n int64) (uint32, error) {
-	h := crc32.New(castagnoli)
-	if _, err := io.Copy(h, io.NewSectionReader(r, 0, n)); err != nil {
-		return 0, err
+	sum, buf := uint32(0), make([]byte, min(n, 64<<10))
+	for at := int64(0); at < n; at += int64(len(buf)) {
+		buf = buf[:min(n-at, int64(len(buf)))]
+		if _, err := r.ReadAt(buf, at); err != nil {
+			return 0, err
+		}
+		sum = crc32.Update(sum, castagnoli, buf)
 	}
-	return h.Sum32(), nil
+	return sum, nil
 }
 
 // build makes the entry at path. Of several builders at once the first one

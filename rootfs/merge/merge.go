@@ -16,6 +16,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -140,12 +142,16 @@ type tool struct {
 // in order, and of the mkfs.erofs that is to read them. The latter stands for
 // the version, which then has to be asked for only when something is built.
 func keyOf(mkfs tool, layers []*erofs.Image) [sha256.Size]byte {
-	h := sha256.New()
-	fmt.Fprintf(h, "erofsvm fsmeta 1\nmkfs %d %d %d %d\n", mkfs.dev, mkfs.inode, mkfs.size, mkfs.mtime.UnixNano())
+	text := fmt.Appendf(nil, "erofsvm fsmeta 1\nmkfs %d %d %d %d\n", mkfs.dev, mkfs.inode, mkfs.size, mkfs.mtime.UnixNano())
+	text = slices.Grow(text, 128*len(layers))
 	for _, l := range layers {
-		fmt.Fprintf(h, "layer %d %d %d %d %s\n", l.Dev, l.Inode, l.Size, l.ModTime.UnixNano(), l.Super.UUID)
+		text = append(text, "layer"...)
+		for _, n := range []int64{int64(l.Dev), int64(l.Inode), l.Size, l.ModTime.UnixNano()} {
+			text = strconv.AppendInt(append(text, ' '), n, 10)
+		}
+		text = append(hex.AppendEncode(append(text, ' '), l.Super.UUID[:]), '\n')
 	}
-	return [sha256.Size]byte(h.Sum(nil))
+	return sha256.Sum256(text)
 }
 
 func stateOf(path string) (tool, error) {

@@ -14,12 +14,12 @@
 package vmdk
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -92,22 +92,23 @@ func Descriptor(extents []Extent) ([]byte, error) {
 	if len(extents) == 0 {
 		return nil, fmt.Errorf("%w: there is none", ErrExtent)
 	}
-	var text bytes.Buffer
-	text.WriteString(header)
+	text := append(make([]byte, 0, len(header)+128*len(extents)), header...)
 	for i, e := range extents {
 		if err := e.check(); err != nil {
 			return nil, fmt.Errorf("extent %d: %w", i, err)
 		}
 		for done := int64(0); done < e.Sectors; {
 			n := min(e.Sectors-done, maxExtentSectors)
-			fmt.Fprintf(&text, "RW %d FLAT \"%s\" %d\n", n, e.Path, e.Offset+done)
+			text = strconv.AppendInt(append(text, "RW "...), n, 10)
+			text = append(append(append(text, ` FLAT "`...), e.Path...), `" `...)
+			text = append(strconv.AppendInt(text, e.Offset+done, 10), '\n')
 			done += n
-			if text.Len() > maxDescriptor {
+			if len(text) > maxDescriptor {
 				return nil, fmt.Errorf("%w: extent %d of %d, %q, passes %d bytes; use fewer layers or shorter paths", ErrTooLong, i, len(extents), e.Path, maxDescriptor)
 			}
 		}
 	}
-	return text.Bytes(), nil
+	return text, nil
 }
 
 func (e Extent) check() error {
