@@ -14,14 +14,14 @@ import (
 	"github.com/erofsvm/erofsvm/test/harness/e2etest"
 )
 
-// TestWhatTheConfigurationNamesIsNotThere: the error names the key and the
-// path, so that the reader knows which line of which file to change.
+// TestWhatTheConfigurationNamesIsNotThere: the error names what is missing and
+// the path, so that the reader knows which line of which file to change.
 func TestWhatTheConfigurationNamesIsNotThere(t *testing.T) {
-	for name, c := range map[string]struct{ section, key string }{
-		"QEMU":       {"hypervisor", "path"},
-		"kernel":     {"guest", "kernel"},
-		"initrd":     {"guest", "initrd"},
-		"mkfs.erofs": {"rootfs", "mkfs_erofs"},
+	for name, c := range map[string]struct{ section, key, want string }{
+		"QEMU":       {"hypervisor", "path", "hypervisor.path"},
+		"kernel":     {"guest", "kernel", "guest.kernel"},
+		"initrd":     {"guest", "initrd", "guest.initrd"},
+		"mkfs.erofs": {"rootfs", "mkfs_erofs", "mkfs.erofs cannot be used"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			bed := e2etest.Newest(t)
@@ -31,7 +31,7 @@ func TestWhatTheConfigurationNamesIsNotThere(t *testing.T) {
 			// no mkfs.erofs.
 			err := createFails(t, bed, r.mounts, write(t, bed.ShimConfig().
 				Set(c.section, c.key, absent).Set("", "cache_dir", t.TempDir())))
-			for _, want := range []string{c.section + "." + c.key, absent} {
+			for _, want := range []string{c.want, absent} {
 				if !strings.Contains(err.Error(), want) {
 					t.Errorf("the error does not name %s: %v", want, err)
 				}
