@@ -357,30 +357,3 @@ func TestHugeTemplatesEnd(t *testing.T) {
 		}
 	}
 }
-
-// FuzzClassify wants every list refused with a class, or planned with nothing
-// lost; and no option to reach the guest that it does not know.
-func FuzzClassify(f *testing.F) {
-	for _, c := range captures(f)[:40] {
-		for _, m := range c.Rootfs {
-			f.Add(m.Type, m.Source, strings.Join(m.Options, "\n"))
-		}
-	}
-	f.Add("format/overlay", "", "lowerdir={{ overlay 1 0 }}:{{source 1}}{{target 0}}")
-	f.Fuzz(func(t *testing.T, typ, source, options string) {
-		last := rootfs.Mount{Type: typ, Source: source, Options: strings.Split(options, "\n")}
-		mounts := append(blockMounts(upperImage, baseLayer, topLayer)[:3], last)
-		layout, err := rootfs.Classify(mounts)
-		if err != nil {
-			classOf(t, err)
-			return
-		}
-		images := len(layout.Lowers)
-		if layout.Upper != nil {
-			images++
-		}
-		if images != 3 {
-			t.Errorf("%d images of 3 in %+v", images, layout)
-		}
-	})
-}
