@@ -97,7 +97,7 @@ func startGuest(t *testing.T) *guest {
 		"-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max", "-smp", "2", "-m", "512M",
 		"-object", "memory-backend-memfd,id=ram,size=512M,share=on",
 		"-kernel", filepath.Join(g.dir, image.Kernel), "-initrd", filepath.Join(g.dir, image.Initrd),
-		"-append", "console=ttyS0 panic=-1 quiet",
+		"-append", "console=ttyS0 panic=-1 quiet no_timer_check",
 		"-serial", "file:"+g.console, "-qmp", "unix:"+filepath.Join(g.dir, "qmp"),
 		"-chardev", "socket,id=vsock,path="+device, "-device", "vhost-user-vsock-pci,chardev=vsock",
 		"-device", "pci-bridge,id=bridge0,bus=pcie.0,addr=08,chassis_nr=1,shpc=off,mem-reserve=1M,pref64-reserve=1M")

@@ -50,7 +50,7 @@ func TestRealKernelBootsAndLoadsEveryModule(t *testing.T) {
 	vm := exec.CommandContext(ctx, qemu, "-machine", "q35", "-accel", "tcg", "-cpu", "max", "-m", "256M",
 		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
 		"-kernel", filepath.Join(first, Kernel), "-initrd", filepath.Join(first, Initrd),
-		"-append", "console=ttyS0 quiet panic=-1 rdinit="+layout.Init)
+		"-append", "console=ttyS0 quiet panic=-1 no_timer_check rdinit="+layout.Init)
 	console, err := vm.CombinedOutput()
 	if err != nil {
 		t.Fatalf("qemu: %v (deadline %s)\n%s", err, bootDeadline, console)
