@@ -1,6 +1,8 @@
 package rootfs_test
 
 import (
+	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -45,7 +47,7 @@ func TestABrokenFileIsRefusedByName(t *testing.T) {
 		"missing":     {func(t *testing.T, p string) { must(t, os.Remove(p)) }, os.ErrNotExist, "no such file"},
 		"empty":       {func(t *testing.T, p string) { must(t, os.Truncate(p, 0)) }, erofs.ErrEmpty, "empty"},
 		"truncated":   {cut(512), erofs.ErrTruncated, "truncated"},
-		"not aligned": {cut(1), erofs.ErrNotAligned, "multiple of 512"},
+		"not aligned": {cut(1), erofs.ErrTruncated, "multiple of 512"},
 		"other file":  {func(t *testing.T, p string) { write(t, p, make([]byte, 8192)) }, erofs.ErrNotEROFS, "not ext4"},
 		"a directory": {func(t *testing.T, p string) { must(t, errors.Join(os.Remove(p), os.Mkdir(p, 0o700))) }, erofs.ErrNotRegular, "not a regular file"},
 		"a FIFO":      {func(t *testing.T, p string) { must(t, errors.Join(os.Remove(p), syscall.Mkfifo(p, 0o600))) }, erofs.ErrNotRegular, "not a regular file"},
@@ -266,5 +268,73 @@ func TestARealWritableImageIsTaken(t *testing.T) {
 		if _, err := newPlanner(t).Plan(deadline(t), blockMounts(image, layer)); !errors.Is(err, rootfs.ErrUpper) {
 			t.Errorf("%d bytes, half of it lost: %v", size, err)
 		}
+	}
+}
+
+// TestALayerOfAnyLengthIsTaken has layers with something behind the filesystem
+// that ends within a sector, where a disk cannot, and layers by symbolic links.
+func TestALayerOfAnyLengthIsTaken(t *testing.T) {
+	dir := t.TempDir()
+	upper, layers := ext4Image(t, 1<<20), chain(t, dir, 3)
+	for i, l := range layers {
+		write(t, l, append(read(t, l), make([]byte, 700+i)...))
+		link := filepath.Join(dir, fmt.Sprintf("link-%d", i))
+		must(t, os.Symlink(l, link))
+		layers[i] = link
+	}
+	plan, err := newPlanner(t).Plan(deadline(t), blockMounts(upper, layers...))
+	must(t, err)
+	checkExtents(t, plan.Disks[1], layers)
+
+	plan, err = newPlanner(t).Plan(deadline(t), blockMounts(upper, layers[0]))
+	must(t, err)
+	image, err := erofs.Inspect(layers[0])
+	must(t, err)
+	want := []vmdk.Extent{{Path: layers[0], Sectors: image.Super.Bytes() / 512}}
+	if d := plan.Disks[1]; d.Driver != rootfs.DriverVMDK || !slices.Equal(d.Extents, want) || d.Bytes != image.Super.Bytes() || plan.Strategy != rootfs.StrategyRaw {
+		t.Errorf("one layer is %+v, want %+v", d, want)
+	}
+}
+
+// TestALayerPast4GiBIsPlannedToItsEnd has a sparse layer with marks on either
+// side of 2 and 4 GiB and at its end, raw and in a partition behind another,
+// each read by QEMU.
+func TestALayerPast4GiBIsPlannedToItsEnd(t *testing.T) {
+	const blocks = 5 << 30 / 4096
+	dir := t.TempDir()
+	small, big := chain(t, dir, 1)[0], filepath.Join(dir, "big.erofs")
+	head := read(t, small)[:2048]
+	binary.LittleEndian.PutUint32(head[1024+36:], blocks)
+	write(t, big, head)
+	marks := []int64{2<<30 - 512, 2 << 30, 4<<30 - 512, 4 << 30, blocks*4096 - 512}
+	f, err := os.OpenFile(big, os.O_WRONLY, 0)
+	must(t, err)
+	defer f.Close()
+	must(t, f.Truncate(blocks*4096))
+	for i, at := range marks {
+		_, err := f.WriteAt(bytes.Repeat([]byte{byte(i + 1)}, 512), at)
+		must(t, err)
+	}
+	planner := plannerWith(t, func(o *rootfs.Options) { o.Layers = rootfs.LayersPartition })
+	for name, layers := range map[string][]string{"raw": {big}, "in a partition": {big, small}} {
+		t.Run(name, func(t *testing.T) {
+			plan, err := planner.Plan(deadline(t), blockMounts(ext4Image(t, 1<<20), layers...))
+			must(t, err)
+			disk, start := plan.Disks[1], int64(0)
+			path := disk.Path
+			if disk.Driver == rootfs.DriverVMDK {
+				start = disk.Partitions[1].Start * 512
+				path, err = vmdk.WriteDisk(t.TempDir(), "layers.vmdk", disk.Extents, disk.Generated)
+				must(t, err)
+			}
+			args := []string{"-r", "-f", string(disk.Driver)}
+			for i, at := range marks {
+				args = append(args, "-c", fmt.Sprintf("read -P %d %d 512", i+1, start+at))
+			}
+			out, err := exec.Command(erofstest.Tool(t, "qemu/usr/bin/qemu-io"), append(args, path)...).CombinedOutput()
+			if n := bytes.Count(out, []byte("read 512/512")); err != nil || n != len(marks) || bytes.Contains(out, []byte("failed")) {
+				t.Errorf("%v, qemu-io says\n%s", err, out)
+			}
+		})
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"syscall"
 
 	"github.com/erofsvm/erofsvm/rootfs/erofs"
 	"github.com/erofsvm/erofsvm/rootfs/verity"
@@ -78,7 +79,7 @@ func (l *lowerImage) open() (err error) {
 
 // isVMDK says whether the file at path starts as a VMDK descriptor does.
 func isVMDK(path string) bool {
-	f, err := os.Open(path)
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return false
 	}

@@ -84,13 +84,21 @@ func (p *Planner) addEmpty(plan *Plan) error {
 	return nil
 }
 
-// addRaw plans a single layer as the disk.
+// addRaw plans a single layer as the disk. If its file does not end with a
+// sector, the disk ends before.
 func (plan *Plan) addRaw(lower lowerImage) error {
+	disk := Disk{Role: RoleLayers, Driver: DriverRaw, Path: lower.image.Path, ReadOnly: true, Bytes: lower.image.Size}
+	if disk.Bytes%erofs.SectorSize != 0 {
+		disk = Disk{Role: RoleLayers, Driver: DriverVMDK, ReadOnly: true}
+		for _, e := range lower.extents() {
+			if err := disk.add(e); err != nil {
+				return err
+			}
+		}
+	}
 	plan.Strategy = StrategyRaw
 	plan.Reason = "there is one layer"
-	plan.Disks = append(plan.Disks, Disk{
-		Role: RoleLayers, Driver: DriverRaw, Path: lower.image.Path, ReadOnly: true, Bytes: lower.image.Size,
-	})
+	plan.Disks = append(plan.Disks, disk)
 	plan.addLower(lower.Options)
 	return nil
 }

@@ -3,7 +3,9 @@ package rootfs
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"syscall"
 
 	"github.com/containerd/errdefs"
 )
@@ -63,12 +65,13 @@ func (o *Options) allowUpper(u *Upper) error {
 			`set default_size (say "64M") in [plugins."io.containerd.snapshotter.v1.erofs"] of containerd's configuration, `+
 			"so that the snapshotter makes a block image, and recreate the container")
 	case u.HostDir != "":
-		switch entries, err := os.ReadDir(u.HostDir); {
-		case err != nil && !errors.Is(err, os.ErrNotExist):
+		name, err := anyName(u.HostDir)
+		if err != nil {
 			return fmt.Errorf("writable layer: %w", err)
-		case len(entries) > 0:
+		}
+		if name != "" {
 			return u.at.refuse(ClassHostUpper, "upperdir="+u.HostDir, "the writable layer is a directory of the host that holds %s already, which the VM would not see; "+
-				`set default_size (say "64M") in [plugins."io.containerd.snapshotter.v1.erofs"] of containerd's configuration, and recreate the container`, printable(entries[0].Name()))
+				`set default_size (say "64M") in [plugins."io.containerd.snapshotter.v1.erofs"] of containerd's configuration, and recreate the container`, printable(name))
 		}
 	case u.Format != nil && !o.MakeUpper:
 		if _, err := os.Lstat(u.Path); errors.Is(err, os.ErrNotExist) {
@@ -77,4 +80,24 @@ func (o *Options) allowUpper(u *Upper) error {
 		}
 	}
 	return nil
+}
+
+// anyName is a name in the directory, "" if it is empty or not there.
+func anyName(dir string) (string, error) {
+	f, err := os.OpenFile(dir, os.O_RDONLY|syscall.O_DIRECTORY, 0)
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	switch names, err := f.Readdirnames(1); {
+	case errors.Is(err, io.EOF):
+		return "", nil
+	case err != nil:
+		return "", err
+	default:
+		return names[0], nil
+	}
 }

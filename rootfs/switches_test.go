@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/containerd/errdefs"
@@ -111,6 +112,9 @@ func TestALayerInMemoryIsBoundedAndWarnedOf(t *testing.T) {
 	write(t, host+"/file", nil)
 	if _, err := planner.Plan(deadline(t), mounts); err == nil || classOf(t, err) != rootfs.ClassHostUpper || !strings.Contains(err.Error(), `"file"`) {
 		t.Errorf("%v, want a refusal that names the file", err)
+	}
+	if _, err := planner.Plan(deadline(t), hostUpperMounts(host+"/file", layer)); !errors.Is(err, syscall.ENOTDIR) {
+		t.Errorf("%v of a file, want %v", err, syscall.ENOTDIR)
 	}
 	_, err = plannerWith(t, func(o *rootfs.Options) { o.MemoryUpper = -1 }).Plan(deadline(t), mounts)
 	if !errdefs.IsInvalidArgument(err) {

@@ -107,7 +107,7 @@ func TestBadImagesAreToldApart(t *testing.T) {
 	}{
 		"empty":                  {nil, erofs.ErrEmpty},
 		"one sector":             {good[:512], erofs.ErrNotEROFS},
-		"not aligned":            {good[:8191], erofs.ErrNotAligned},
+		"a byte short":           {good[:8191], erofs.ErrTruncated},
 		"zeros":                  {make([]byte, 8192), erofs.ErrNotEROFS},
 		"a sector short":         {good[:8192-512], erofs.ErrTruncated},
 		"only the superblock":    {good[:1536], erofs.ErrTruncated},

@@ -13,7 +13,7 @@ import (
 // Image is a file that holds an EROFS image, as it was when it was looked at.
 type Image struct {
 	Path  string
-	Size  int64 // of the file, in bytes
+	Size  int64 // of the file, in bytes; what follows the image may end anywhere
 	Super *Superblock
 
 	// Dev, Inode and ModTime, with Size, tell this state of the file from any
@@ -78,8 +78,6 @@ func inspect(path string, fd int) (*Image, error) {
 		return nil, fmt.Errorf("EROFS image %q: %w", path, ErrNotRegular)
 	case stat.Size == 0:
 		return nil, fmt.Errorf("EROFS image %q: %w", path, ErrEmpty)
-	case stat.Size%SectorSize != 0:
-		return nil, fmt.Errorf("EROFS image %q: %w: %d", path, ErrNotAligned, stat.Size)
 	}
 	super, err := ReadSuperblock(file(fd), stat.Size)
 	if err != nil {

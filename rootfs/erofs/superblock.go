@@ -25,8 +25,6 @@ var (
 	ErrNotRegular = errors.New("not a regular file")
 	// ErrEmpty is a file without a byte.
 	ErrEmpty = errors.New("file is empty")
-	// ErrNotAligned is a file whose length is no multiple of a disk sector.
-	ErrNotAligned = errors.New("length is not a multiple of 512 bytes")
 	// ErrNotEROFS is a file without the magic number of EROFS.
 	ErrNotEROFS = errors.New("not an EROFS image")
 	// ErrTruncated is a file shorter than its superblock says.
