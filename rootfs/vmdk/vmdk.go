@@ -48,8 +48,8 @@ const (
 	// maxExtentSectors is 2 GiB, what the type of the descriptor promises.
 	maxExtentSectors = 2 << 30 / sectorSize
 
-	// maxPath is what fits QEMU's buffer for the name of an extent; it would
-	// take a longer one for a line that is no extent, without a word.
+	// maxPath is what fits QEMU's buffer for the name of an extent; it refuses
+	// the whole disk for a longer one, when it is too late to say whose.
 	maxPath = 511
 
 	// maxSectors keeps every byte offset inside an int64.
