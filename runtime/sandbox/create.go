@@ -19,6 +19,7 @@ import (
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/rootfs"
+	"github.com/erofsvm/erofsvm/rootfs/merge"
 	"github.com/erofsvm/erofsvm/rootfs/vmdk"
 	"github.com/erofsvm/erofsvm/runtime/guestspec"
 	"github.com/erofsvm/erofsvm/runtime/stdio"
@@ -155,6 +156,9 @@ func (m *machine) plan(ctx context.Context, mounts []rootfs.Mount) (*rootfs.Plan
 		MkfsErofs: m.cfg.Rootfs.MkfsErofs,
 	})
 	plan, err := planner.Plan(ctx, mounts)
+	if errors.Is(err, merge.ErrTool) {
+		return nil, fmt.Errorf("rootfs.mkfs_erofs = %q: %w", m.cfg.Rootfs.MkfsErofs, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("rootfs: %w", err)
 	}

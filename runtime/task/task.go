@@ -15,7 +15,6 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -56,14 +55,14 @@ func (s *Service) Close(ctx context.Context) error { return s.sandbox.Close(ctx)
 // Create boots the VM, if it is the first container, and makes the container.
 func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	if r.Checkpoint != "" {
-		return nil, errgrpc.ToGRPC(fmt.Errorf("restore from checkpoint %s: %w", r.Checkpoint, errdefs.ErrNotImplemented))
+		return nil, toGRPC(fmt.Errorf("restore from checkpoint %s: %w", r.Checkpoint, errdefs.ErrNotImplemented))
 	}
 	config, err := configuration(r.Options)
 	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
+		return nil, toGRPC(err)
 	}
 	if err := setLogLevel(config.Log.Level); err != nil {
-		return nil, errgrpc.ToGRPC(err)
+		return nil, toGRPC(err)
 	}
 	req := &sandbox.CreateRequest{
 		ID:      r.ID,
@@ -77,7 +76,7 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	pid, err := s.sandbox.Create(ctx, req)
 	if err != nil {
 		log.G(ctx).WithError(err).WithField("container", r.ID).Error("create")
-		return nil, errgrpc.ToGRPC(err)
+		return nil, toGRPC(err)
 	}
 	return &taskapi.CreateTaskResponse{Pid: uint32(pid)}, nil
 }
@@ -89,7 +88,7 @@ func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 	}
 	pid, err := s.sandbox.Start(ctx, r.ID)
 	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
+		return nil, toGRPC(err)
 	}
 	return &taskapi.StartResponse{Pid: uint32(pid)}, nil
 }
@@ -101,10 +100,10 @@ func (s *Service) State(_ context.Context, r *taskapi.StateRequest) (*taskapi.St
 	}
 	info, err := s.sandbox.Info(r.ID)
 	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
+		return nil, toGRPC(err)
 	}
 	resp := &taskapi.StateResponse{
-		ID: info.ID, Bundle: info.Bundle, Pid: uint32(info.Pid), Status: status(info.State),
+		ID: info.ID, Bundle: info.Bundle, Pid: uint32(info.Pid), Status: taskStatus(info.State),
 		Stdin: info.Streams.Stdin, Stdout: info.Streams.Stdout, Stderr: info.Streams.Stderr, Terminal: info.Streams.Terminal,
 	}
 	if info.State == sandbox.Stopped {
@@ -114,7 +113,7 @@ func (s *Service) State(_ context.Context, r *taskapi.StateRequest) (*taskapi.St
 	return resp, nil
 }
 
-func status(s sandbox.State) task.Status {
+func taskStatus(s sandbox.State) task.Status {
 	switch s {
 	case sandbox.Creating, sandbox.Created:
 		return task.Status_CREATED
@@ -133,7 +132,7 @@ func (s *Service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.Wa
 	}
 	exit, err := s.sandbox.Wait(ctx, r.ID)
 	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
+		return nil, toGRPC(err)
 	}
 	return &taskapi.WaitResponse{ExitStatus: uint32(exit.Status), ExitedAt: timestamppb.New(exit.At)}, nil
 }
@@ -145,7 +144,7 @@ func (s *Service) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Em
 		return nil, err
 	}
 	if err := s.sandbox.Kill(ctx, r.ID, syscall.Signal(r.Signal)); err != nil {
-		return nil, errgrpc.ToGRPC(err)
+		return nil, toGRPC(err)
 	}
 	return &emptypb.Empty{}, nil
 }
@@ -157,7 +156,7 @@ func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	}
 	info, err := s.sandbox.Delete(ctx, r.ID)
 	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
+		return nil, toGRPC(err)
 	}
 	return &taskapi.DeleteResponse{
 		Pid: uint32(info.Pid), ExitStatus: uint32(info.Exit.Status), ExitedAt: timestamppb.New(info.Exit.At),
@@ -170,7 +169,7 @@ func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 func (s *Service) Pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
 	info, err := s.sandbox.Info(r.ID)
 	if err != nil {
-		return nil, errgrpc.ToGRPC(err)
+		return nil, toGRPC(err)
 	}
 	pid := info.Pid
 	if pid == 0 {
@@ -200,7 +199,7 @@ func (s *Service) CloseIO(_ context.Context, r *taskapi.CloseIORequest) (*emptyp
 	}
 	if r.Stdin {
 		if err := s.sandbox.CloseStdin(r.ID); err != nil {
-			return nil, errgrpc.ToGRPC(err)
+			return nil, toGRPC(err)
 		}
 	}
 	return &emptypb.Empty{}, nil

@@ -6,13 +6,12 @@ import (
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // notImplemented is the answer to what this version does not do.
 func notImplemented(what string) error {
-	return errgrpc.ToGRPC(fmt.Errorf("%s: this version of erofsvm does not do it: %w", what, errdefs.ErrNotImplemented))
+	return toGRPC(fmt.Errorf("%s: this version of erofsvm does not do it: %w", what, errdefs.ErrNotImplemented))
 }
 
 // noExec refuses calls that mean a process added by Exec: there are none.

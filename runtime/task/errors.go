@@ -1,0 +1,16 @@
+package task
+
+import (
+	"github.com/containerd/errdefs/pkg/errgrpc"
+	"google.golang.org/grpc/status"
+)
+
+// toGRPC turns an error into the status that containerd gets: its class and its
+// text. errgrpc alone would send the errors that it wraps along, and containerd
+// would print each of them again, behind the text that has them already.
+func toGRPC(err error) error {
+	if err == nil {
+		return nil
+	}
+	return status.Error(status.Convert(errgrpc.ToGRPC(err)).Code(), err.Error())
+}
