@@ -66,6 +66,7 @@ type container struct {
 	abandon    context.CancelFunc
 
 	exited chan struct{} // closed when state becomes Stopped
+	gone   chan struct{} // closed when the container is taken apart
 
 	mu       sync.Mutex
 	state    State
@@ -77,7 +78,7 @@ type container struct {
 }
 
 func newContainer(id, bundle string, streams stdio.Paths, abandon context.CancelFunc) *container {
-	return &container{id: id, bundle: bundle, streams: streams, abandon: abandon, exited: make(chan struct{})}
+	return &container{id: id, bundle: bundle, streams: streams, abandon: abandon, exited: make(chan struct{}), gone: make(chan struct{})}
 }
 
 // illegal is the error for an operation that the state does not allow.
@@ -139,6 +140,17 @@ func (c *container) stop(exit Exit, exited func(Exit)) {
 	c.state, c.exit = Stopped, exit
 	exited(exit)
 	close(c.exited)
+}
+
+// giveUp ends a creation and waits until nothing of it is left.
+func (c *container) giveUp(ctx context.Context) error {
+	c.abandon()
+	select {
+	case <-c.gone:
+		return fmt.Errorf("container %s was not created: %w", c.id, errdefs.ErrNotFound)
+	case <-ctx.Done():
+		return fmt.Errorf("give up the creation of container %s: %w", c.id, ctx.Err())
+	}
 }
 
 // beginDelete claims the deletion of a container that has stopped.

@@ -106,3 +106,20 @@ func TestIllegalTransitionsNameBothStates(t *testing.T) {
 		t.Errorf("second delete: %v", err)
 	}
 }
+
+func TestDeleteGivesUpACreationAndWaitsForItsEnd(t *testing.T) {
+	abandoned := make(chan struct{})
+	c := newContainer("c", "/bundle", stdio.Paths{}, func() { close(abandoned) })
+	given := make(chan error, 1)
+	go func() { given <- c.giveUp(t.Context()) }()
+	<-abandoned
+	select {
+	case err := <-given:
+		t.Fatalf("it did not wait: %v", err)
+	default:
+	}
+	close(c.gone)
+	if err := <-given; !errdefs.IsNotFound(err) {
+		t.Errorf("error %v", err)
+	}
+}

@@ -91,10 +91,11 @@ func (m *machine) run() {
 
 // obtain boots a VM up to the point where its agent listens.
 func (m *machine) obtain(ctx context.Context) error {
-	if err := makeSandboxDir(m.dir); err != nil {
+	// The record goes first, so that there is nothing that Cleanup cannot find.
+	if err := writeRecord(m.bundle, record{Dir: m.dir}); err != nil {
 		return err
 	}
-	if err := writeRecord(m.bundle, record{Dir: m.dir}); err != nil {
+	if err := makeSandboxDir(m.dir); err != nil {
 		return err
 	}
 	spec, err := m.spec()

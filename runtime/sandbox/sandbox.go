@@ -169,13 +169,17 @@ func (s *Sandbox) CloseStdin(id string) error {
 }
 
 // Delete removes a container that has stopped, or was never started, and the
-// VM with the last one.
+// VM with the last one. One that is being created, by a client that has gone
+// away, is given up: the error is then of class errdefs.ErrNotFound.
 func (s *Sandbox) Delete(ctx context.Context, id string) (Info, error) {
 	c, m, err := s.find(id)
 	if err != nil {
 		return Info{}, err
 	}
-	if state, _ := c.current(); state == Created {
+	switch state, _ := c.current(); state {
+	case Creating:
+		return Info{}, c.giveUp(ctx)
+	case Created:
 		if err := s.kill(ctx, c, m); err != nil {
 			return Info{}, err
 		}
@@ -293,6 +297,7 @@ func (s *Sandbox) dismantle(ctx context.Context, c *container, m *machine) {
 	// The caller may be gone; what went up comes down all the same. Every step
 	// has a deadline of its own.
 	ctx = context.WithoutCancel(ctx)
+	defer close(c.gone)
 	logger := s.log.WithField("container", c.id)
 	if streams := c.stdio(); streams != nil {
 		streams.Close()
