@@ -88,9 +88,11 @@ func (p *Planner) Plan(ctx context.Context, mounts []Mount) (*Plan, error) {
 		}
 	}
 	if len(layers) == 0 {
-		return plan, p.addEmpty(plan)
+		err = p.addEmpty(plan)
+	} else {
+		err = p.addLayers(ctx, plan, layers)
 	}
-	if err := p.addLayers(ctx, plan, layers); err != nil {
+	if err != nil {
 		return nil, err
 	}
 	if layout.Upper == nil && plan.Strategy == StrategyMerged {

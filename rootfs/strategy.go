@@ -108,7 +108,7 @@ func (plan *Plan) addMerged(meta *erofs.Image, layers []*erofs.Image, options []
 	if err := erofs.CheckDevices(meta, layers); err != nil {
 		return err
 	}
-	disk := Disk{Role: RoleLayers, Driver: DriverVMDK, ReadOnly: true}
+	disk := Disk{Role: RoleLayers, Driver: DriverVMDK, ReadOnly: true, Extents: make([]vmdk.Extent, 0, 1+len(layers))}
 	for _, e := range flatExtents(meta, layers) {
 		if err := disk.add(e); err != nil {
 			return err

@@ -128,12 +128,16 @@ func CheckPath(path string) error {
 		return fmt.Errorf("%w: %.600q has %d bytes, at most %d are possible; move the snapshotter's root to a shorter path", ErrPath, path, len(path), maxPath)
 	case !utf8.ValidString(path):
 		return fmt.Errorf("%w: %q is not UTF-8", ErrPath, path)
-	case strings.Contains(path, `"`):
-		return fmt.Errorf("%w: %q has a quotation mark", ErrPath, path)
-	case strings.ContainsFunc(path, func(r rune) bool { return r < 0x20 || r == 0x7f }):
-		return fmt.Errorf("%w: %q has a control character", ErrPath, path)
 	case strings.Contains(path, parentKey):
 		return fmt.Errorf("%w: %q has the word %s, which names a backing file", ErrPath, path, parentKey)
+	}
+	for i := range len(path) {
+		switch c := path[i]; {
+		case c == '"':
+			return fmt.Errorf("%w: %q has a quotation mark", ErrPath, path)
+		case c < 0x20 || c == 0x7f:
+			return fmt.Errorf("%w: %q has a control character", ErrPath, path)
+		}
 	}
 	return nil
 }
