@@ -17,12 +17,31 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Leftovers waits until no process that descends from the daemon runs any more,
-// and returns, one line each, what else of sandboxes and containers is still
-// there: mounts, loop devices, sockets, files of the shim and of containerd's
-// bundles, active snapshots. It is for the time when no container is meant to
-// run; what is still there when ctx ends counts as left.
+// recheck is how often Leftovers looks again while something is left. What it
+// looks for has no event in common, and most of it none at all.
+const recheck = 50 * time.Millisecond
+
+// Leftovers waits until nothing that descends from the daemon is left: no
+// process, mount, loop device, socket, file of the shim or of containerd's
+// bundles, active snapshot, container. It is for the time when no container is
+// meant to run. What is still there when ctx ends it returns, one line each.
 func (c *Containerd) Leftovers(ctx context.Context) ([]string, error) {
+	tick := time.NewTicker(recheck)
+	defer tick.Stop()
+	for {
+		left, err := c.look(ctx)
+		if err != nil || len(left) == 0 {
+			return left, err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return left, nil
+		}
+	}
+}
+
+func (c *Containerd) look(ctx context.Context) ([]string, error) {
 	pids, err := c.group.waitEmpty(ctx, c.Pid())
 	if err != nil {
 		return nil, fmt.Errorf("look for processes: %w", err)

@@ -6,14 +6,22 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// Shims are the pids of the shims that serve sandboxes of this containerd.
+// Shims are the pids of the shims that serve sandboxes of this containerd. The
+// same program run for `start` or `delete` is not one.
 func (c *Containerd) Shims() ([]int, error) {
-	return c.running("containerd-shim-erofsvm-v2")
+	pids, err := c.running("containerd-shim-erofsvm-v2")
+	return slices.DeleteFunc(pids, func(pid int) bool {
+		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		args := strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
+		last := args[len(args)-1]
+		return err != nil || last == "start" || last == "delete"
+	}), err
 }
 
 // VMs are the pids of the QEMUs that descend from this containerd.
