@@ -135,18 +135,29 @@ func remove(e entry) (bool, error) {
 		return false, err
 	}
 	defer f.Close()
+	// Before the lock too, so that one just made under the name is never busy.
+	if used, err := usedSince(f, e.used); used || err != nil {
+		return false, err
+	}
 	switch err := flock(f, unix.LOCK_EX); {
 	case errors.Is(err, errBusy):
 		return false, nil
 	case err != nil:
 		return false, err
 	}
-	info, err := f.Stat()
-	if err != nil || !info.ModTime().Equal(e.used) {
+	if used, err := usedSince(f, e.used); used || err != nil {
 		return false, err
 	}
 	if err := os.Remove(e.path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return false, err
 	}
 	return true, nil
+}
+
+func usedSince(f *os.File, then time.Time) (bool, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	return !info.ModTime().Equal(then), nil
 }
