@@ -39,6 +39,10 @@ type Options struct {
 	// for which there is no image. 0 refuses such a layer; anything else says
 	// that the runtime and the guest know storages on NoDisk.
 	MemoryUpper int64
+	// Discard has the guest mount a writable image with discard, unless the
+	// list says otherwise, so that what is deleted in the guest becomes a hole
+	// in the image. It is of use only if the VM's disk passes discards on.
+	Discard bool
 }
 
 // Planner makes plans. It may be used from any goroutine.
@@ -112,6 +116,9 @@ func (p *Planner) addUpper(plan *Plan, u *Upper) error {
 			return err
 		}
 		plan.Disks = append(plan.Disks, disk)
+		if p.options.Discard && !slices.Contains(u.Options, "discard") && !slices.Contains(u.Options, "nodiscard") {
+			storage.Options = append(storage.Options, "discard")
+		}
 	} else {
 		storage = Storage{Disk: NoDisk, FSType: "tmpfs", Options: []string{fmt.Sprintf("size=%d", p.options.MemoryUpper), "mode=0755"}}
 		plan.Upper = UpperMemory

@@ -168,3 +168,20 @@ func TestADescriptorIsNotTakenForALayer(t *testing.T) {
 		t.Errorf("%v, want a refusal that says what to hand over", err)
 	}
 }
+
+func TestDiscardIsAskedForUnlessTheListSaysOtherwise(t *testing.T) {
+	layer, image := chain(t, t.TempDir(), 1)[0], ext4Image(t, 1<<20)
+	for given, want := range map[string]string{"": "rw discard", "discard": "rw discard", "nodiscard": "rw nodiscard"} {
+		mounts := blockMounts(image, layer)
+		if given != "" {
+			mounts[0].Options = append(mounts[0].Options, given)
+		}
+		plan, err := plannerWith(t, func(o *rootfs.Options) { o.Discard = true }).Plan(deadline(t), mounts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(plan.Storages[0].Options, " "); !strings.HasPrefix(got, want+" X-kata.") {
+			t.Errorf("with %q the options are %q, want %q in front", given, got, want)
+		}
+	}
+}

@@ -66,6 +66,7 @@ result is kept in a cache.`,
 	set.StringVar((*string)(&f.options.Layers), "layers", string(rootfs.LayersAuto), "how several layers become one disk: auto, merge or partition")
 	set.BoolVar(&f.options.Partitions, "partitions", false, "the guest finds layers in partitions, and checks them with dm-verity")
 	set.BoolVar(&f.options.MakeUpper, "make-upper", false, "the runtime makes the filesystem of a writable image that is missing")
+	set.BoolVar(&f.options.Discard, "discard", false, "the guest tells a writable image of what it deletes")
 	set.Int64Var(&f.options.MemoryUpper, "memory-upper", 0, "bytes of guest memory for a writable layer without an image; 0 refuses it")
 	return cmd
 }
