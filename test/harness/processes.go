@@ -7,21 +7,44 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 // Shims are the pids of the shims that serve sandboxes of this containerd. The
-// same program run for `start` or `delete` is not one.
+// same program run for `start`, `delete` or -info is not one, nor is a child of
+// a shim that has yet to become another program.
 func (c *Containerd) Shims() ([]int, error) {
 	pids, err := c.running("containerd-shim-erofsvm-v2")
-	return slices.DeleteFunc(pids, func(pid int) bool {
+	if err != nil {
+		return nil, err
+	}
+	return slices.DeleteFunc(slices.Clone(pids), func(pid int) bool {
 		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		args := strings.Split(strings.TrimRight(string(cmdline), "\x00"), "\x00")
-		last := args[len(args)-1]
-		return err != nil || last == "start" || last == "delete"
-	}), err
+		helper := slices.Contains([]string{"start", "delete", "-info"}, args[len(args)-1])
+		return err != nil || helper || slices.Contains(pids, parent(pid))
+	}), nil
+}
+
+// parent is the pid of a process's parent, 0 if the process is gone.
+func parent(pid int) int {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0
+	}
+	// proc(5): "pid (comm) state ppid …"; the name can have anything in it.
+	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
+	if len(fields) < 2 {
+		return 0
+	}
+	ppid, err := strconv.Atoi(fields[1])
+	if err != nil {
+		return 0
+	}
+	return ppid
 }
 
 // VMs are the pids of the QEMUs that descend from this containerd.
