@@ -49,7 +49,7 @@ build: run-tools ## the shim and the guest agent, static, into .build/bin
 	@echo "Building the shim, the guest agent and the tools of the tests"
 	@$(ENV) $(SHIM_BUILD) -o $(SHIM) ./cmd/containerd-shim-erofsvm-v2
 	@$(ENV) $(AGENT_BUILD) -o $(AGENT) ./cmd/erofsvm-agent
-	@$(ENV) CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/ ./guest/image/cmd/build-guest-image ./test/image/cmd/build-test-image ./test/tree/cmd/tree-list ./test/demo
+	@$(ENV) CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o $(BIN)/ ./cmd/erofsvm ./guest/image/cmd/build-guest-image ./test/image/cmd/build-test-image ./test/tree/cmd/tree-list ./test/demo
 
 .PHONY: guest-image
 guest-image: build ## the guest's kernel and initramfs into .build/guest; prints what is in them

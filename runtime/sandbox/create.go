@@ -199,6 +199,9 @@ func (m *machine) attach(ctx context.Context, c *container, plan *rootfs.Plan) (
 	m.trace.disks(plan, places, files)
 	var storages []*pb.Storage
 	for _, st := range plan.Storages {
+		if st.Disk < 0 || st.Disk >= len(places) {
+			return nil, fmt.Errorf("rootfs: a %s without a disk is not supported: %w", st.FSType, errdefs.ErrNotImplemented)
+		}
 		storages = append(storages, &pb.Storage{
 			Driver: "blk", Source: places[st.Disk].PCIPath, Fstype: st.FSType,
 			Options: st.Options, MountPoint: guestRootfs(c.id),
