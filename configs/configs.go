@@ -82,7 +82,7 @@ type Rootfs struct {
 type Deadlines struct {
 	QEMU   Duration `toml:"qemu"`
 	Agent  Duration `toml:"agent"`
-	QMP    Duration `toml:"qmp"`
+	Plug   Duration `toml:"plug"`
 	Call   Duration `toml:"call"`
 	Plan   Duration `toml:"plan"`
 	Create Duration `toml:"create"`
@@ -236,7 +236,7 @@ func (c *Config) validate() error {
 	path("vsock.device_path", c.Vsock.DevicePath, false)
 	path("rootfs.mkfs_erofs", c.Rootfs.MkfsErofs, false)
 	for key, d := range map[string]Duration{
-		"qemu": c.Deadlines.QEMU, "agent": c.Deadlines.Agent, "qmp": c.Deadlines.QMP,
+		"qemu": c.Deadlines.QEMU, "agent": c.Deadlines.Agent, "plug": c.Deadlines.Plug,
 		"call": c.Deadlines.Call, "plan": c.Deadlines.Plan, "create": c.Deadlines.Create,
 		"unplug": c.Deadlines.Unplug, "stop": c.Deadlines.Stop, "drain": c.Deadlines.Drain,
 	} {

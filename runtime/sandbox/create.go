@@ -187,6 +187,8 @@ func (m *machine) attach(ctx context.Context, c *container, plan *rootfs.Plan) (
 			if files[i], err = diskFile(c.dir, d); err != nil {
 				return err
 			}
+			ctx, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Plug.Std())
+			defer cancel()
 			places[i], err = m.vm.Attach(ctx, hypervisor.Disk{
 				ID: id, Driver: hypervisor.Driver(d.Driver), Path: files[i], ReadOnly: d.ReadOnly,
 			})
