@@ -40,7 +40,7 @@ run-tools:
 	@test/setup/tools.sh $(RUN_TOOLS)
 
 .PHONY: tools
-tools: ## bring QEMU, a guest kernel, erofs-utils and three containerds into .build/tools
+tools: ## bring two QEMUs, a guest kernel, erofs-utils and three containerds into .build/tools
 	@test/setup/tools.sh
 
 .PHONY: build
