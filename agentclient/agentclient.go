@@ -130,10 +130,12 @@ func call[Req, Resp any](ctx context.Context, method string, deadline time.Durat
 	if err == nil {
 		return resp, nil
 	}
-	if ctx.Err() == nil && bounded.Err() != nil {
-		return resp, fmt.Errorf("agent %s: no answer within %s: %w", method, deadline, bounded.Err())
+	err = classify(err)
+	// The deadline travels with the call, and the agent may see it pass first.
+	if deadline != unbounded && ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
+		return resp, fmt.Errorf("agent %s: no answer within %s: %w", method, deadline, err)
 	}
-	return resp, fmt.Errorf("agent %s: %w", method, classify(err))
+	return resp, fmt.Errorf("agent %s: %w", method, err)
 }
 
 // classify turns what ttrpc returns into a class that errors.Is can tell: a
