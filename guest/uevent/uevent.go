@@ -2,8 +2,8 @@
 //
 // It opens a kernel event socket for each wait and closes it before it
 // returns; it keeps no state, starts no goroutine that outlives a call, never
-// polls, and never opens or changes a disk. Finders may be used from any
-// goroutine and at the same time.
+// polls and never changes a disk. Finders may be used from any goroutine and at
+// the same time.
 package uevent
 
 import (
@@ -119,7 +119,21 @@ func (f Finder) node(sysDisk string) (string, error) {
 	if st.Mode&unix.S_IFMT != unix.S_IFBLK || st.Rdev != unix.Mkdev(major, minor) {
 		return "", fmt.Errorf("%s is not the block device %d:%d that sysfs names", node, major, minor)
 	}
-	return node, nil
+	return opened(node)
+}
+
+// opened returns the node once it can be opened. The kernel makes the node some
+// steps before the disk behind it, and announces the disk only afterwards
+// (block/genhd.c, device_add_disk): in between an open gives ENXIO.
+func opened(node string) (string, error) {
+	fd, err := unix.Open(node, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	switch {
+	case errors.Is(err, unix.ENXIO):
+		return "", nil
+	case err != nil:
+		return "", fmt.Errorf("open %s: %w", node, err)
+	}
+	return node, unix.Close(fd)
 }
 
 // listen opens a socket that receives the kernel's events from now on.

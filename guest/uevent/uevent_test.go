@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -44,9 +45,10 @@ func TestDiskIsFoundByItsPlace(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("needs root to make a device node: the effective user id is not 0")
 	}
-	f := tree(t, "vda", "253:16")
+	rdev := loopDevice(t)
+	f := tree(t, "vda", fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev)))
 	node := filepath.Join(f.Dev, "vda")
-	if err := unix.Mknod(node, unix.S_IFBLK|0o600, int(unix.Mkdev(253, 16))); err != nil {
+	if err := unix.Mknod(node, unix.S_IFBLK|0o600, int(rdev)); err != nil {
 		t.Fatal(err)
 	}
 	for _, source := range []string{"08/02", "08.0/02.0"} {
@@ -58,6 +60,44 @@ func TestDiskIsFoundByItsPlace(t *testing.T) {
 		if got, err := find(t, f, source); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(fmt.Sprint(err), source) {
 			t.Errorf("%s: %q, %v", source, got, err)
 		}
+	}
+}
+
+// loopDevice returns the number of a block device that can be opened.
+func loopDevice(t *testing.T) uint64 {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "disk")
+	if err := os.WriteFile(file, make([]byte, 1<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("losetup", "--find", "--show", "--read-only", file).Output()
+	if err != nil {
+		t.Fatalf("losetup: %v", err)
+	}
+	loop := strings.TrimSpace(string(out))
+	t.Cleanup(func() {
+		if err := exec.Command("losetup", "--detach", loop).Run(); err != nil {
+			t.Errorf("losetup --detach %s: %v", loop, err)
+		}
+	})
+	var st unix.Stat_t
+	if err := unix.Stat(loop, &st); err != nil {
+		t.Fatal(err)
+	}
+	return st.Rdev
+}
+
+// The kernel makes the node before the disk can be opened.
+func TestNodeWithoutADiskBehindItIsAwaited(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to make a device node: the effective user id is not 0")
+	}
+	f := tree(t, "vda", "253:16")
+	if err := unix.Mknod(filepath.Join(f.Dev, "vda"), unix.S_IFBLK|0o600, int(unix.Mkdev(253, 16))); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := find(t, f, "08/02"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("%q, %v", got, err)
 	}
 }
 
