@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -21,6 +23,9 @@ type Finder interface {
 type Mounted struct {
 	// Path is the root filesystem.
 	Path string
+	// Disks is how long the last disk kept the mounts waiting, Rest how long
+	// everything else of Mount took.
+	Disks, Rest time.Duration
 
 	undo []undo
 }
@@ -34,6 +39,7 @@ type undo struct {
 // base/<id>/multi-layer and joins them at RootfsPath. On an error everything is
 // taken down again. The wait is bounded by ctx; the mount calls are not.
 func (r Rootfs) Mount(ctx context.Context, base string, find Finder) (_ *Mounted, err error) {
+	begun := time.Now()
 	m := &Mounted{Path: RootfsPath(base, r.ID)}
 	defer func() {
 		if err != nil {
@@ -65,6 +71,7 @@ func (r Rootfs) Mount(ctx context.Context, base string, find Finder) (_ *Mounted
 	if err != nil {
 		return nil, err
 	}
+	m.Rest = time.Since(begun) - m.Disks
 	return m, nil
 }
 
@@ -95,7 +102,8 @@ func (m *Mounted) mountLayers(ctx context.Context, layers []placed, find Finder)
 			return err
 		}
 	}
-	mounted := make([]bool, len(layers))
+	begun := time.Now()
+	mounted, waited := make([]bool, len(layers)), make([]time.Duration, len(layers))
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(16)
 	for i, l := range layers {
@@ -104,6 +112,7 @@ func (m *Mounted) mountLayers(ctx context.Context, layers []placed, find Finder)
 			if err != nil {
 				return err
 			}
+			waited[i] = time.Since(begun)
 			super := append([]string{"source=" + disk}, l.super...)
 			if err := mountFS(l.FSType, super, l.attrs, l.at); err != nil {
 				return fmt.Errorf("disk %s: %w", l.Source, err)
@@ -113,6 +122,7 @@ func (m *Mounted) mountLayers(ctx context.Context, layers []placed, find Finder)
 		})
 	}
 	err := group.Wait()
+	m.Disks = slices.Max(waited)
 	for i, l := range layers {
 		if mounted[i] {
 			m.push("unmount "+l.at, func() error { return unmount(l.at) })

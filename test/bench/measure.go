@@ -75,7 +75,7 @@ func (b *bencher) measure(ctx context.Context, i int) error {
 	b.results.add(exitGone, warm.gone-warm.exit)
 	b.results.add(wholeRun, warm.gone)
 	b.results.add(hostWork, warm.create-agent.Took()+warm.gone-warm.exit-guestPart(warm.trace))
-	return nil
+	return b.guestSteps(ctx, i)
 }
 
 // guestPart is the part of create in which the host waits for the guest.
