@@ -30,14 +30,14 @@ func TestTheDemoStopsWhatItStarted(t *testing.T) {
 	if err := demo.Start(); err != nil {
 		t.Fatal(err)
 	}
-	dir := bed.Tree.Build("run", "demo-"+bed.Release())
+	dir, sandboxes := harness.Places(bed.Tree, "demo-"+bed.Release())
 	ctx, cancel := context.WithTimeout(t.Context(), e2etest.Boot)
 	defer cancel()
 	var seen []string
 	for lines := bufio.NewScanner(output); lines.Scan(); {
 		seen = append(seen, lines.Text())
 		if strings.HasPrefix(lines.Text(), "$ ctr run") {
-			if err := harness.WaitForEntry(ctx, filepath.Join(dir, "r", "s")); err != nil {
+			if err := harness.WaitForEntry(ctx, sandboxes); err != nil {
 				t.Error(err)
 			}
 			if err := demo.Process.Signal(syscall.SIGINT); err != nil {
@@ -49,7 +49,7 @@ func TestTheDemoStopsWhatItStarted(t *testing.T) {
 	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 130 {
 		t.Errorf("the demo ended with %v, want code 130:\n%s", err, strings.Join(seen, "\n"))
 	}
-	if found, err := filepath.Glob(filepath.Join(dir, "r", "*")); err != nil || len(found) > 0 {
+	if found, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(found) > 0 {
 		t.Errorf("left behind: %q %v", found, err)
 	}
 	left, err := harness.Mentioning(dir + "/")

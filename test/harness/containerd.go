@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"os"
 	"os/exec"
@@ -152,7 +153,8 @@ const unnamed = "t"
 func placeDirs(base string) dirs {
 	run := filepath.Join(base, "r")
 	if len(run) > maxRunDir {
-		run = filepath.Join(os.TempDir(), "erofsvm-"+filepath.Base(base))
+		// Another tree can have a run directory of the same name.
+		run = filepath.Join(os.TempDir(), fmt.Sprintf("erofsvm-%s-%08x", filepath.Base(base), crc32.ChecksumIEEE([]byte(base))))
 	}
 	return dirs{
 		base:      base,
@@ -165,6 +167,14 @@ func placeDirs(base string) dirs {
 		traces:    filepath.Join(base, "traces"),
 		log:       filepath.Join(base, "containerd.log"),
 	}
+}
+
+// Places are where the named run directory of a tree keeps what ends with the
+// run: run is the folder of sockets and state, sandboxes the shim's state_dir
+// below it.
+func Places(tree Tree, name string) (run, sandboxes string) {
+	d := placeDirs(tree.Build("run", name))
+	return d.run, d.sandboxes
 }
 
 func groupName(base string) string { return "erofsvm-" + filepath.Base(base) }
