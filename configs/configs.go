@@ -57,6 +57,7 @@ type Hypervisor struct {
 	VCPUs       int    `toml:"vcpus"`
 	MemoryMiB   int    `toml:"memory_mib"`
 	Slots       int    `toml:"slots"`
+	BlockDriver string `toml:"block_driver"`
 	AIO         string `toml:"aio"`
 }
 
@@ -75,7 +76,12 @@ type Vsock struct {
 
 // Rootfs configures how layers become disks.
 type Rootfs struct {
-	MkfsErofs string `toml:"mkfs_erofs"`
+	MkfsErofs      string `toml:"mkfs_erofs"`
+	MkfsExt4       string `toml:"mkfs_ext4"`
+	Layers         string `toml:"layers"`
+	CacheMiB       int    `toml:"cache_mib"`
+	MemoryUpperMiB int    `toml:"memory_upper_mib"`
+	Discard        bool   `toml:"discard"`
 }
 
 // Deadlines bound every wait.
@@ -98,7 +104,8 @@ type Log struct {
 
 // Debug is for people who look into a sandbox.
 type Debug struct {
-	TraceDir string `toml:"trace_dir"`
+	TraceDir   string `toml:"trace_dir"`
+	PlainPaths bool   `toml:"plain_paths"`
 }
 
 // Duration is a time.Duration written as "30s" in the file.
@@ -226,6 +233,7 @@ func (c *Config) validate() error {
 	between("hypervisor.vcpus", c.Hypervisor.VCPUs, 1, 255)
 	between("hypervisor.memory_mib", c.Hypervisor.MemoryMiB, 128, 1<<20)
 	between("hypervisor.slots", c.Hypervisor.Slots, 2, 512)
+	oneOf("hypervisor.block_driver", c.Hypervisor.BlockDriver, "virtio-blk", "virtio-scsi")
 	oneOf("hypervisor.aio", c.Hypervisor.AIO, "threads", "io_uring")
 	path("guest.kernel", c.Guest.Kernel, true)
 	path("guest.initrd", c.Guest.Initrd, true)
@@ -235,6 +243,10 @@ func (c *Config) validate() error {
 	oneOf("vsock.backend", c.Vsock.Backend, "auto", "kernel", "vhost-user")
 	path("vsock.device_path", c.Vsock.DevicePath, false)
 	path("rootfs.mkfs_erofs", c.Rootfs.MkfsErofs, false)
+	path("rootfs.mkfs_ext4", c.Rootfs.MkfsExt4, false)
+	oneOf("rootfs.layers", c.Rootfs.Layers, "auto", "merge", "partition")
+	between("rootfs.cache_mib", c.Rootfs.CacheMiB, 1, 1<<20)
+	between("rootfs.memory_upper_mib", c.Rootfs.MemoryUpperMiB, 0, 1<<20)
 	for key, d := range map[string]Duration{
 		"qemu": c.Deadlines.QEMU, "agent": c.Deadlines.Agent, "plug": c.Deadlines.Plug,
 		"call": c.Deadlines.Call, "plan": c.Deadlines.Plan, "create": c.Deadlines.Create,

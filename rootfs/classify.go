@@ -6,7 +6,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/google/uuid"
+	"github.com/erofsvm/erofsvm/rootfs/ext4"
 )
 
 // Bounds of a mount list. They are far above what containerd makes of the
@@ -46,12 +46,8 @@ type Upper struct {
 	at *mount
 }
 
-// Format is a filesystem to be made.
-type Format struct {
-	FS   string    `json:"fs"`    // ext4
-	Size int64     `json:"bytes"` // of the image, a multiple of 512
-	UUID uuid.UUID `json:"uuid"`  // of the filesystem; the zero UUID leaves it to mkfs
-}
+// Format is a filesystem to be made, by ext4.Maker.
+type Format = ext4.Format
 
 // Lower is an EROFS image, alone or with the devices its table names.
 type Lower struct {

@@ -3,12 +3,10 @@ package rootfs
 import (
 	"errors"
 	"fmt"
-	"io"
-	"os"
 	"slices"
-	"syscall"
 
 	"github.com/erofsvm/erofsvm/rootfs/erofs"
+	"github.com/erofsvm/erofsvm/rootfs/files"
 	"github.com/erofsvm/erofsvm/rootfs/verity"
 	"github.com/erofsvm/erofsvm/rootfs/vmdk"
 )
@@ -21,32 +19,43 @@ type lowerImage struct {
 	tree    *verity.Tree   // nil if it is not protected
 }
 
-// inspectLowers reads the superblocks of all files of the lowers.
-func inspectLowers(lowers []Lower) ([]lowerImage, error) {
+// inspectLowers opens all files of the lowers and reads their superblocks.
+func inspectLowers(held *files.Set, lowers []Lower) ([]lowerImage, error) {
 	images := make([]lowerImage, len(lowers))
 	for i, l := range lowers {
 		images[i].Lower = l
-		if err := images[i].inspect(); err != nil {
+		if err := images[i].inspect(held); err != nil {
 			return nil, err
 		}
 	}
 	return images, nil
 }
 
-func (l *lowerImage) inspect() error {
-	err := l.open()
-	if errors.Is(err, erofs.ErrNotEROFS) && isVMDK(l.Path) {
+func (l *lowerImage) inspect(held *files.Set) error {
+	f, err := openLayer(held, l.Path)
+	if err != nil {
+		return err
+	}
+	if l.image, err = erofs.Inspect(f); errors.Is(err, erofs.ErrNotEROFS) && isVMDK(f) {
 		return l.at.refuse(ClassUnknown, "", "is a VMDK descriptor, which could name any file of the host; hand over the index that lies beside it, with device= for each layer")
 	}
 	if err != nil {
 		return err
 	}
-	image := l.image
-	if len(l.Devices) == 0 && len(image.Super.Devices) != 0 && !image.TarIndex() {
-		return l.at.refuse(ClassNoDevices, "", "its data lie in %d other files, which the mount must name with device=", len(image.Super.Devices))
+	if l.Verity != "" {
+		if l.tree, err = verity.Read(l.Verity, l.image, l.image.Size, l.image.End()); err != nil {
+			return fmt.Errorf("layer %q: %w", l.Path, err)
+		}
+	}
+	if len(l.Devices) == 0 && len(l.image.Super.Devices) != 0 && !l.image.TarIndex() {
+		return l.at.refuse(ClassNoDevices, "", "its data lie in %d other files, which the mount must name with device=", len(l.image.Super.Devices))
 	}
 	for _, path := range l.Devices {
-		device, err := erofs.Inspect(path)
+		f, err := openLayer(held, path)
+		if err != nil {
+			return err
+		}
+		device, err := erofs.Inspect(f)
 		if err != nil {
 			return err
 		}
@@ -55,37 +64,21 @@ func (l *lowerImage) inspect() error {
 	if l.devices == nil {
 		return nil
 	}
-	return erofs.CheckDevices(image, l.devices)
+	return erofs.CheckDevices(l.image, l.devices)
 }
 
-// open reads the superblock and, of a protected layer, what there is about its
-// tree.
-func (l *lowerImage) open() (err error) {
-	if l.Verity == "" {
-		l.image, err = erofs.Inspect(l.Path)
-		return err
-	}
-	f, image, err := erofs.Open(l.Path)
+func openLayer(held *files.Set, path string) (*files.File, error) {
+	f, err := held.Open(path, files.ReadOnly)
 	if err != nil {
-		return err
+		return nil, fmt.Errorf("EROFS image: %w", err)
 	}
-	defer f.Close()
-	l.image = image
-	if l.tree, err = verity.Read(l.Verity, f, image.Size, image.End()); err != nil {
-		return fmt.Errorf("layer %q: %w", l.Path, err)
-	}
-	return nil
+	return f, nil
 }
 
-// isVMDK says whether the file at path starts as a VMDK descriptor does.
-func isVMDK(path string) bool {
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return false
-	}
-	defer f.Close()
+// isVMDK says whether the file starts as a VMDK descriptor does.
+func isVMDK(f *files.File) bool {
 	var start [21]byte
-	_, err = io.ReadFull(f, start[:])
+	_, err := f.ReadAt(start[:], 0)
 	return err == nil && string(start[:]) == "# Disk DescriptorFile"
 }
 

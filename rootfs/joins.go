@@ -22,13 +22,13 @@ func classifyBind(mounts []*mount, bind *mount) (*Layout, error) {
 	readOnly := false
 	var mkdirs []string
 	for _, o := range bind.Options {
-		switch key, _, _ := strings.Cut(o, "="); {
+		switch {
 		case o == "ro":
 			readOnly = true
 		case o == "rw", o == "rbind", o == "bind":
 		case strings.HasPrefix(o, optMkdirPath):
 			mkdirs = append(mkdirs, o)
-		case key == "uidmap" || key == "gidmap":
+		case mapsOwners(o):
 			return nil, bind.mappedOwners(o)
 		default:
 			return nil, bind.refuse(ClassUnknown, o, "is not known for a bind")
@@ -58,11 +58,12 @@ func classifyBareUpper(mounts []*mount, bind, image *mount, at place, readOnly b
 	if at.path != upperDir {
 		return nil, bind.refuse(ClassUnknown, "", "only the directory upper of a writable image can be the root, not %s", printable(at.path))
 	}
-	upper, err := image.writableImage()
+	r := &resolver{mounts: mounts}
+	upper, err := image.writableImage(r)
 	if err != nil {
 		return nil, err
 	}
-	if err := upper.addMkdirs(&resolver{mounts: mounts}, bind, mkdirs); err != nil {
+	if err := upper.addMkdirs(r, bind, mkdirs); err != nil {
 		return nil, err
 	}
 	// The guest mounts it as an overlay, which wants a work directory too.
@@ -100,7 +101,7 @@ func classifyUnjoined(mounts []*mount) (*Layout, error) {
 	if upper == nil {
 		return layoutOf(mounts, nil, lowers)
 	}
-	image, err := upper.writableImage()
+	image, err := upper.writableImage(&resolver{mounts: mounts})
 	if err != nil {
 		return nil, err
 	}

@@ -72,6 +72,9 @@ func (m *mount) lower(r *resolver) (*Lower, error) {
 	options, unknown := guestOptions(m.Options, erofsOptions, func(o string) bool {
 		return strings.HasPrefix(o, optDevice) || strings.HasPrefix(o, optVerity)
 	})
+	if mapsOwners(unknown) {
+		return nil, m.mappedOwners(unknown)
+	}
 	if unknown != "" {
 		return nil, m.refuse(ClassUnknown, unknown, "is not known for a layer")
 	}

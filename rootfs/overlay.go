@@ -45,7 +45,7 @@ func (ovl *mount) overlayOptions(r *resolver) (*overlayOptions, error) {
 			out.lowers, err = r.places(value, ovl.index)
 		case key == "upperdir" || key == "workdir" || key == "lowerdir":
 			return nil, ovl.refuse(ClassInvalid, o, "stands twice")
-		case key == "uidmap" || key == "gidmap":
+		case mapsOwners(o):
 			return nil, ovl.mappedOwners(o)
 		case o == "ro":
 			out.readOnly = true
@@ -58,6 +58,11 @@ func (ovl *mount) overlayOptions(r *resolver) (*overlayOptions, error) {
 		}
 	}
 	return out, nil
+}
+
+// mapsOwners says whether the option shifts owners.
+func mapsOwners(option string) bool {
+	return strings.HasPrefix(option, "uidmap=") || strings.HasPrefix(option, "gidmap=")
 }
 
 // mappedOwners is the refusal for a snapshot whose owners are shifted: shown
@@ -112,7 +117,7 @@ func (ovl *mount) upper(mounts []*mount, r *resolver, o *overlayOptions) (*Upper
 		return nil, ovl.refuse(ClassUnknown, "", "the guest takes the directories upper and work of one image only, these are %s of mount %d and %s of mount %d",
 			printable(o.upperdir.path), o.upperdir.mount, printable(o.workdir.path), o.workdir.mount)
 	}
-	upper, err := m.writableImage()
+	upper, err := m.writableImage(r)
 	if err != nil {
 		return nil, err
 	}

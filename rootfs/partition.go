@@ -3,6 +3,7 @@ package rootfs
 import (
 	"crypto/sha256"
 	"fmt"
+	"slices"
 
 	"github.com/google/uuid"
 
@@ -11,8 +12,10 @@ import (
 )
 
 // addPartitioned plans a disk with a partition per lower, the topmost first.
-// An index is a partition together with the layers of its device table.
+// An index is a partition together with the layers of its device table, if it is
+// the lowest.
 func (plan *Plan) addPartitioned(lowers []lowerImage, reason string) error {
+	lowers = expandUpper(lowers)
 	contents := make([]gpt.Content, len(lowers))
 	pieces := make([][]vmdk.Extent, len(lowers))
 	for i, l := range lowers {
@@ -27,41 +30,31 @@ func (plan *Plan) addPartitioned(lowers []lowerImage, reason string) error {
 	if err != nil {
 		return fmt.Errorf("partitions for %d layers: %w", len(lowers), err)
 	}
-	disk := Disk{Role: RoleLayers, Driver: DriverVMDK, ReadOnly: true, Generated: generated(table)}
+	disk := Disk{
+		Role: RoleLayers, Driver: DriverVMDK, ReadOnly: true, Generated: generated(table),
+		Extents: make([]vmdk.Extent, 0, 2*len(lowers)+3), Partitions: make([]Partition, 0, len(lowers)),
+	}
 	zeros := int64(len(disk.Generated.Data)) / gpt.SectorSize
-	pad := func(until int64) error {
-		gap := until - disk.Bytes/gpt.SectorSize
-		if gap == 0 {
-			return nil
+	pad := func(until int64) {
+		if gap := until - disk.Bytes/gpt.SectorSize; gap > 0 {
+			disk.add(vmdk.Extent{Sectors: gap, Offset: zeros})
 		}
-		return disk.add(vmdk.Extent{Sectors: gap, Offset: zeros})
 	}
 	primary := int64(len(table.Primary)) / gpt.SectorSize
-	if err := disk.add(vmdk.Extent{Sectors: primary}); err != nil {
-		return err
-	}
+	disk.add(vmdk.Extent{Sectors: primary})
 	for i, at := range table.Partitions {
-		if err := pad(at.Start); err != nil {
-			return err
-		}
-		for _, e := range pieces[i] {
-			if err := disk.add(e); err != nil {
-				return err
-			}
-		}
+		pad(at.Start)
+		disk.add(pieces[i]...)
 		disk.Partitions = append(disk.Partitions, Partition{
 			Number: i + 1, Path: lowers[i].image.Path, Start: at.Start, Sectors: at.Sectors,
 		})
 	}
-	if err := pad(table.BackupStart()); err != nil {
-		return err
-	}
-	if err := disk.add(vmdk.Extent{Sectors: zeros - primary, Offset: primary}); err != nil {
-		return err
-	}
+	pad(table.BackupStart())
+	disk.add(vmdk.Extent{Sectors: zeros - primary, Offset: primary})
 	plan.Strategy = StrategyPartitioned
 	plan.Reason = reason
 	plan.Disks = append(plan.Disks, disk)
+	plan.Storages = slices.Grow(plan.Storages, len(lowers))
 	for i, l := range lowers {
 		options := []string{agentPartitioned, fmt.Sprintf("%s%d", agentPartition, i+1)}
 		if l.tree != nil {
@@ -69,7 +62,31 @@ func (plan *Plan) addPartitioned(lowers []lowerImage, reason string) error {
 		}
 		plan.addLower(l.Options, options...)
 	}
+	plan.warnRoot(lowers[0].image)
 	return nil
+}
+
+// expandUpper puts its layers in the place of each index that has layers below
+// it. mkfs.erofs strips an index of the whiteouts and opaque directories of its
+// layers, so that what they delete below it would be seen again.
+func expandUpper(lowers []lowerImage) []lowerImage {
+	upper := lowers[:len(lowers)-1]
+	if !slices.ContainsFunc(upper, func(l lowerImage) bool { return l.devices != nil }) {
+		return lowers
+	}
+	var out []lowerImage
+	for i, l := range lowers {
+		if l.devices == nil || i == len(upper) {
+			out = append(out, l)
+			continue
+		}
+		for _, device := range slices.Backward(l.devices) {
+			layer := lowerImage{Lower: l.Lower, image: device}
+			layer.Path, layer.Devices = device.Path, nil
+			out = append(out, layer)
+		}
+	}
+	return out
 }
 
 // generated is the file with both copies of the table, and behind them zeros

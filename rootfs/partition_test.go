@@ -202,6 +202,12 @@ func TestPartitionsAreSeenAsTheLayers(t *testing.T) {
 	above := blockMounts(upper, odd[2:]...)
 	above[len(above)-2] = indexMounts(upper, index, odd[:3]...)[1]
 
+	// In an index there is nothing left of what deletes files below it.
+	upperIndex := filepath.Join(dir, "upper-index.erofs")
+	makeIndex(t, upperIndex, odd[1:4])
+	middle := blockMounts(upper, odd[0], upperIndex, odd[4])
+	middle[2] = indexMounts(upper, upperIndex, odd[1:4]...)[1]
+
 	for name, c := range map[string]struct {
 		mounts []rootfs.Mount
 		layers []string
@@ -209,6 +215,7 @@ func TestPartitionsAreSeenAsTheLayers(t *testing.T) {
 	}{
 		"plain layers":              {blockMounts(upper, odd...), odd, 5},
 		"layers above an index":     {above, odd, 3},
+		"an index in the middle":    {middle, odd, 5},
 		"blocks of different sizes": {blockMounts(upper, mixedLayers(t, dir)...), mixedLayers(t, dir), 3},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,6 +1,11 @@
 package rootfs
 
-import "github.com/erofsvm/erofsvm/rootfs/vmdk"
+import (
+	"os"
+
+	"github.com/erofsvm/erofsvm/rootfs/files"
+	"github.com/erofsvm/erofsvm/rootfs/vmdk"
+)
 
 // Mount is one rootfs mount as containerd puts it into CreateTaskRequest,
 // field for field (containerd.types.Mount). It is untrusted: nothing in it has
@@ -102,7 +107,7 @@ type Storage struct {
 
 // Plan is what the mounts of one container become: disks for the VM and
 // storages for the guest. Storages[0] is the upper, if there is one; the lowers
-// follow, the topmost first.
+// follow, the topmost first. File and Close may be called from any goroutine.
 type Plan struct {
 	Strategy Strategy  `json:"strategy"`
 	Reason   string    `json:"reason"`
@@ -110,4 +115,27 @@ type Plan struct {
 	Disks    []Disk    `json:"disks"`
 	Storages []Storage `json:"storages"`
 	Warnings []string  `json:"warnings"`
+
+	held *files.Set // nil unless lent
+}
+
+// File is the open file behind a path of the plan, that of a Disk, an Extent or
+// a Partition: the one that was checked, even if the name is another's by now.
+// It is the plan's to close, and open for writing if it is the writable image.
+// It is nil for a path that is not of the plan, for an image that is still to be
+// made, after Close, and without Options.Lend.
+func (plan *Plan) File(path string) *os.File {
+	if plan.held == nil {
+		return nil
+	}
+	return plan.held.Handle(path)
+}
+
+// Close closes the files of the plan, which it may do again. Who has been given
+// them has duplicates of its own by then. Without Options.Lend it does nothing.
+func (plan *Plan) Close() error {
+	if plan.held == nil {
+		return nil
+	}
+	return plan.held.Close()
 }

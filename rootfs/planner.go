@@ -7,8 +7,14 @@ import (
 	"os"
 	"slices"
 
+	"github.com/erofsvm/erofsvm/rootfs/erofs"
+	"github.com/erofsvm/erofsvm/rootfs/ext4"
+	"github.com/erofsvm/erofsvm/rootfs/files"
 	"github.com/erofsvm/erofsvm/rootfs/merge"
 )
+
+// ErrUpper is a writable image that is not a whole ext4 filesystem.
+var ErrUpper = ext4.ErrImage
 
 // Options says where a Planner finds what it needs besides the mounts.
 type Options struct {
@@ -39,6 +45,11 @@ type Options struct {
 	// for which there is no image. 0 refuses such a layer; anything else says
 	// that the runtime and the guest know storages on NoDisk.
 	MemoryUpper int64
+	// Lend keeps the files that a plan is made from open, so that the VM can be
+	// given those that were checked, whatever becomes of their names; see
+	// Plan.File. A writable image is then opened for writing, and paths may be
+	// such as QEMU could not read in a descriptor.
+	Lend bool
 	// Discard has the guest mount a writable image with discard, unless the
 	// list says otherwise, so that what is deleted in the guest becomes a hole
 	// in the image. It is of use only if the VM's disk passes discards on.
@@ -59,17 +70,14 @@ func NewPlanner(o Options) *Planner {
 	return &Planner{options: o, merger: merge.New(o.MkfsErofs, o.CacheDir, o.CacheBytes)}
 }
 
-// warnRoot is for a merged disk that is the root filesystem by itself. Below an
-// upper layer nothing of it is seen: an overlay's root is that of the upper.
-const warnRoot = "the root directory shows mode 0777 and owner 0:0, as mkfs.erofs does not merge those of the layers"
-
-// Plan says what becomes of the mounts. It reads the superblocks of the files
-// they name, and merges several layers into one index, which the context
-// bounds. Errors are a *Refusal, or wrap one of those of the packages erofs,
-// vmdk and merge, ErrUpper or os.ErrNotExist, and name the mount or the file.
+// Plan says what becomes of the mounts. It opens each file that they name once,
+// reads the superblocks, and merges several layers into one index, which the
+// context bounds. Errors are a *Refusal, or wrap one of those of the packages
+// erofs, verity, vmdk and merge, ErrUpper, files.ErrLimit or os.ErrNotExist, and
+// name the mount or the file.
 //
-// The files that the plan names are those that were there when it was made;
-// none is kept open.
+// With Options.Lend the files stay open until the caller calls Plan.Close.
+// Without it, or after an error, none does.
 func (p *Planner) Plan(ctx context.Context, mounts []Mount) (*Plan, error) {
 	if err := p.options.check(); err != nil {
 		return nil, err
@@ -81,37 +89,67 @@ func (p *Planner) Plan(ctx context.Context, mounts []Mount) (*Plan, error) {
 	if err := p.options.allow(layout); err != nil {
 		return nil, err
 	}
-	layers, err := inspectLowers(layout.Lowers)
+	held := files.NewSet()
+	plan, err := p.plan(ctx, held, layout)
+	if err != nil {
+		return nil, errors.Join(err, held.Close())
+	}
+	if p.options.Lend {
+		plan.held = held
+		return plan, nil
+	}
+	if err := errors.Join(plan.checkPaths(), held.Close()); err != nil {
+		return nil, err
+	}
+	return plan, nil
+}
+
+// plan opens what the layout names and makes the plan of it.
+func (p *Planner) plan(ctx context.Context, held *files.Set, layout *Layout) (*Plan, error) {
+	if err := files.Room(layout.files()); err != nil {
+		return nil, fmt.Errorf("rootfs of %d mounted layers: %w", len(layout.Lowers), err)
+	}
+	layers, err := inspectLowers(held, layout.Lowers)
 	if err != nil {
 		return nil, err
 	}
 	plan := &Plan{Upper: UpperNone, Warnings: []string{}}
 	if layout.Upper != nil {
-		if err := p.addUpper(plan, layout.Upper); err != nil {
+		if err := p.addUpper(plan, held, layout.Upper, layers); err != nil {
 			return nil, err
 		}
 	}
 	if len(layers) == 0 {
-		err = p.addEmpty(plan)
+		err = p.addEmpty(plan, held)
 	} else {
-		err = p.addLayers(ctx, plan, layers)
+		err = p.addLayers(ctx, plan, held, layers)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if layout.Upper == nil && plan.Strategy == StrategyMerged {
-		plan.Warnings = append(plan.Warnings, warnRoot)
-	}
 	return plan, nil
+}
+
+// files is how many files a plan of the layout has open at most: those that it
+// names, and an index.
+func (l *Layout) files() int {
+	n := 1
+	if l.Upper != nil {
+		n++
+	}
+	for _, lower := range l.Lowers {
+		n += 1 + len(lower.Devices)
+	}
+	return n
 }
 
 // addUpper plans the writable layer: an image, as a disk of its own, or a
 // filesystem in the guest's memory.
-func (p *Planner) addUpper(plan *Plan, u *Upper) error {
+func (p *Planner) addUpper(plan *Plan, held *files.Set, u *Upper, layers []lowerImage) error {
 	storage := Storage{Disk: len(plan.Disks), FSType: "ext4", Options: slices.Clone(u.Options)}
 	plan.Upper = UpperDisk
 	if u.HostDir == "" {
-		disk, err := u.disk()
+		disk, err := p.upperDisk(held, u, layers)
 		if err != nil {
 			return err
 		}
@@ -133,14 +171,29 @@ func (p *Planner) addUpper(plan *Plan, u *Upper) error {
 	return nil
 }
 
-// disk is the writable image, which may be still to be made.
-func (u *Upper) disk() (Disk, error) {
+// upperDisk is the writable image, which may be still to be made.
+func (p *Planner) upperDisk(held *files.Set, u *Upper, layers []lowerImage) (Disk, error) {
 	disk := Disk{Role: RoleUpper, Driver: DriverRaw, Path: u.Path}
-	var err error
-	disk.Bytes, err = inspectUpper(u.Path)
+	access := files.ReadOnly
+	if p.options.Lend {
+		access = files.ReadWrite
+	}
+	f, err := held.Open(u.Path, access)
 	if u.Format != nil && errors.Is(err, os.ErrNotExist) {
 		disk.Bytes, disk.Format = u.Format.Size, u.Format
 		return disk, nil
 	}
-	return disk, err
+	if err != nil {
+		return Disk{}, fmt.Errorf("writable image: %w", err)
+	}
+	disk.Bytes = f.Size
+	// One file could be made to look like both.
+	for _, l := range layers {
+		for _, image := range append([]*erofs.Image{l.image}, l.devices...) {
+			if f.Same(image.File) {
+				return Disk{}, u.at.refuse(ClassInvalid, "", "is the same file as layer %s", printable(image.Path))
+			}
+		}
+	}
+	return disk, ext4.Inspect(f)
 }

@@ -15,7 +15,6 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/erofsvm/erofsvm/rootfs"
-	"github.com/erofsvm/erofsvm/rootfs/erofs"
 	"github.com/erofsvm/erofsvm/rootfs/internal/erofstest"
 )
 
@@ -194,10 +193,7 @@ func checkExtents(t *testing.T, disk rootfs.Disk, layers []string) {
 	}
 	bytes := int64(0)
 	for i, e := range disk.Extents {
-		image, err := erofs.Inspect(e.Path)
-		if err != nil {
-			t.Fatal(err)
-		}
+		image := erofstest.Inspect(t, e.Path)
 		if i > 0 && e.Path != layers[i-1] {
 			t.Errorf("extent %d is %s, want %s", i, e.Path, layers[i-1])
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/erofsvm/erofsvm/rootfs/erofs"
+	"github.com/erofsvm/erofsvm/rootfs/files"
 	"github.com/erofsvm/erofsvm/rootfs/merge"
 	"github.com/erofsvm/erofsvm/rootfs/vmdk"
 )
@@ -27,13 +28,14 @@ const (
 )
 
 // addLayers plans all layers as one disk, by the first strategy that fits.
-func (p *Planner) addLayers(ctx context.Context, plan *Plan, lowers []lowerImage) error {
+func (p *Planner) addLayers(ctx context.Context, plan *Plan, held *files.Set, lowers []lowerImage) error {
 	if i := slices.IndexFunc(lowers, func(l lowerImage) bool { return l.tree != nil }); i >= 0 {
 		return plan.addPartitioned(lowers, fmt.Sprintf("%q is protected by dm-verity, which the guest checks", lowers[i].Path))
 	}
 	if only := lowers[0]; len(lowers) == 1 {
 		if only.devices == nil {
-			return plan.addRaw(only)
+			plan.addRaw(only)
+			return nil
 		}
 		return plan.addMerged(only.image, only.devices, only.Options, fmt.Sprintf("an index of %d layers came with the mounts", len(only.devices)))
 	}
@@ -44,6 +46,9 @@ func (p *Planner) addLayers(ctx context.Context, plan *Plan, lowers []lowerImage
 	merged, err := p.merger.Fsmeta(ctx, layers)
 	switch {
 	case err == nil:
+		if err := held.Adopt(merged.Meta.File); err != nil {
+			return err
+		}
 		origin := "from the cache"
 		if merged.Built {
 			origin = "made now"
@@ -72,35 +77,42 @@ func oneLine(err error) string { return strings.Join(strings.Fields(err.Error())
 
 // addEmpty plans an image without anything in it below a writable layer that
 // has no layers: the guest then has an overlay to make as for any other.
-func (p *Planner) addEmpty(plan *Plan) error {
+func (p *Planner) addEmpty(plan *Plan, held *files.Set) error {
 	image, err := p.merger.Empty()
 	if err != nil {
 		return err
 	}
-	if err := plan.addRaw(lowerImage{Lower: Lower{Options: []string{"ro"}}, image: image}); err != nil {
+	if err := held.Adopt(image.File); err != nil {
 		return err
 	}
+	plan.addRaw(lowerImage{Lower: Lower{Options: []string{"ro"}}, image: image})
 	plan.Reason = "there is no layer, and an empty one stands for it"
 	return nil
 }
 
+// warnRoot warns of a root directory that anybody may write to, where the image
+// shows it. Below an upper layer nothing is seen of it: an overlay's root is that
+// of the upper.
+func (plan *Plan) warnRoot(image *erofs.Image) {
+	const typeAndMode, openDir = 0o177777, 0o040777
+	if mode, ok := image.RootMode(); plan.Upper == UpperNone && ok && mode&typeAndMode == openDir {
+		plan.Warnings = append(plan.Warnings, "the root directory shows mode 0777, which mkfs.erofs gives to directories that a layer's tar does not list, and to the root of merged layers")
+	}
+}
+
 // addRaw plans a single layer as the disk. If its file does not end with a
 // sector, the disk ends before.
-func (plan *Plan) addRaw(lower lowerImage) error {
+func (plan *Plan) addRaw(lower lowerImage) {
 	disk := Disk{Role: RoleLayers, Driver: DriverRaw, Path: lower.image.Path, ReadOnly: true, Bytes: lower.image.Size}
 	if disk.Bytes%erofs.SectorSize != 0 {
 		disk = Disk{Role: RoleLayers, Driver: DriverVMDK, ReadOnly: true}
-		for _, e := range lower.extents() {
-			if err := disk.add(e); err != nil {
-				return err
-			}
-		}
+		disk.add(lower.extents()...)
 	}
 	plan.Strategy = StrategyRaw
 	plan.Reason = "there is one layer"
 	plan.Disks = append(plan.Disks, disk)
 	plan.addLower(lower.Options)
-	return nil
+	plan.warnRoot(lower.image)
 }
 
 // addMerged plans an index and the layers of its device table as one disk.
@@ -109,15 +121,12 @@ func (plan *Plan) addMerged(meta *erofs.Image, layers []*erofs.Image, options []
 		return err
 	}
 	disk := Disk{Role: RoleLayers, Driver: DriverVMDK, ReadOnly: true, Extents: make([]vmdk.Extent, 0, 1+len(layers))}
-	for _, e := range flatExtents(meta, layers) {
-		if err := disk.add(e); err != nil {
-			return err
-		}
-	}
+	disk.add(flatExtents(meta, layers)...)
 	plan.Strategy = StrategyMerged
 	plan.Reason = reason
 	plan.Disks = append(plan.Disks, disk)
 	plan.addLower(options)
+	plan.warnRoot(meta)
 	return nil
 }
 
@@ -134,15 +143,26 @@ func flatExtents(meta *erofs.Image, layers []*erofs.Image) []vmdk.Extent {
 	return extents
 }
 
-// add puts an extent at the end of the disk.
-func (d *Disk) add(e vmdk.Extent) error {
-	if e.Path != "" {
-		if err := vmdk.CheckPath(e.Path); err != nil {
-			return err
+// add puts extents at the end of the disk.
+func (d *Disk) add(extents ...vmdk.Extent) {
+	for _, e := range extents {
+		d.Extents = append(d.Extents, e)
+		d.Bytes += e.Sectors * erofs.SectorSize
+	}
+}
+
+// checkPaths refuses what QEMU could not read in a descriptor.
+func (plan *Plan) checkPaths() error {
+	for _, d := range plan.Disks {
+		for _, e := range d.Extents {
+			if e.Path == "" {
+				continue
+			}
+			if err := vmdk.CheckPath(e.Path); err != nil {
+				return err
+			}
 		}
 	}
-	d.Extents = append(d.Extents, e)
-	d.Bytes += e.Sectors * erofs.SectorSize
 	return nil
 }
 

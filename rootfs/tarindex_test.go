@@ -71,15 +71,9 @@ func TestTheExtentOfATarLayerIsTheTar(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	meta, err := erofs.Inspect(plan.Disks[1].Extents[0].Path)
-	if err != nil {
-		t.Fatal(err)
-	}
+	meta := erofstest.Inspect(t, plan.Disks[1].Extents[0].Path)
 	for i, e := range plan.Disks[1].Extents[1:] {
-		layer, err := erofs.Inspect(tars[i])
-		if err != nil {
-			t.Fatal(err)
-		}
+		layer := erofstest.Inspect(t, tars[i])
 		if e.Path != tars[i] || e.Offset != layer.Super.Blocks || e.Sectors != meta.Super.Devices[i].Blocks {
 			t.Errorf("extent %+v, want %d sectors at %d of %s", e, meta.Super.Devices[i].Blocks, layer.Super.Blocks, tars[i])
 		}
@@ -89,10 +83,7 @@ func TestTheExtentOfATarLayerIsTheTar(t *testing.T) {
 // TestATarThatIsCutIsTruncated also has the index by itself, the tar lost.
 func TestATarThatIsCutIsTruncated(t *testing.T) {
 	layer := erofstest.TarLayer(t, t.TempDir(), "layer.erofs", []erofstest.Entry{erofstest.File("x", strings.Repeat("x", 5000))})
-	image, err := erofs.Inspect(layer)
-	if err != nil {
-		t.Fatal(err)
-	}
+	image := erofstest.Inspect(t, layer)
 	for _, size := range []int64{image.End() - 512, image.Super.Bytes()} {
 		must(t, os.Truncate(layer, size))
 		if _, err := newPlanner(t).Plan(deadline(t), blockMounts("/none", layer)); !errors.Is(err, erofs.ErrTruncated) || !strings.Contains(err.Error(), layer) {

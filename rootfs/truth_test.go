@@ -151,8 +151,16 @@ func TestTheKernelSeesTheUnionOfTheLayers(t *testing.T) {
 	mixed := blockMounts(upper, layers[2:]...) // the lowest of them makes room for the index
 	mixed[len(mixed)-2] = fsmeta(lowest.Disks[1].Extents[0].Path, layers[:3])
 
+	upperIndex, err := newPlanner(t).Plan(deadline(t), blockMounts(upper, layers[1:4]...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	middle := blockMounts(upper, layers[0], layers[1], layers[4])
+	middle[2] = fsmeta(upperIndex.Disks[1].Extents[0].Path, layers[1:4])
+
 	for name, mounts := range map[string][]rootfs.Mount{
 		"layers merged here":          blockMounts(upper, layers...),
+		"an index in the middle":      middle,
 		"index that came ready-made":  withIndex,
 		"layers above a ready index":  mixed,
 		"the lowest two layers alone": blockMounts(upper, layers[:2]...),

@@ -11,17 +11,18 @@ import (
 )
 
 // writableImage reads the mount that holds the writable directories.
-func (m *mount) writableImage() (*Upper, error) {
+func (m *mount) writableImage(r *resolver) (*Upper, error) {
 	if m.fs != "ext4" {
 		return nil, m.refuse(ClassInvalid, "", "is the writable layer of the overlay but not ext4")
 	}
-	if m.has("format") || m.has("mkdir") {
-		return nil, m.refuse(ClassUnknown, "", "transforms of a writable image but mkfs are not handled")
+	if m.has("mkdir") {
+		return nil, m.refuse(ClassUnknown, "", "the transform mkdir of a writable image is not handled")
 	}
-	if err := checkPath(m.Source); err != nil {
-		return nil, m.refuse(ClassInvalid, "", "%v", err)
+	source, err := r.file(m.Source, m.index)
+	if err != nil {
+		return nil, m.refuse(ClassInvalid, "", "source %v", err)
 	}
-	upper := &Upper{Mount: m.index, Path: m.Source, at: m}
+	upper := &Upper{Mount: m.index, Path: source, at: m}
 	if m.has("mkfs") {
 		format, err := m.format()
 		if err != nil {
@@ -30,6 +31,9 @@ func (m *mount) writableImage() (*Upper, error) {
 		upper.Format = format
 	}
 	options, unknown := guestOptions(m.Options, ext4Options, func(o string) bool { return strings.HasPrefix(o, optMkfsPrefix) })
+	if mapsOwners(unknown) {
+		return nil, m.mappedOwners(unknown)
+	}
 	if unknown != "" {
 		return nil, m.refuse(ClassUnknown, unknown, "is not known for a writable image")
 	}

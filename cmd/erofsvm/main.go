@@ -8,14 +8,30 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/erofsvm/erofsvm/configs"
+	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/rootfs/planview"
 )
 
 func main() {
 	root := &cobra.Command{Use: "erofsvm", Short: "look into the runtime erofsvm", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(planview.NewCommand())
+	root.AddCommand(planview.NewCommand(defaults()))
 	if err := root.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "erofsvm:", planview.Line(err))
 		os.Exit(1)
+	}
+}
+
+// defaults are what the shim plans with if its configuration says nothing.
+func defaults() rootfs.Options {
+	c := configs.Default().Rootfs
+	return rootfs.Options{
+		MkfsErofs:   c.MkfsErofs,
+		CacheBytes:  int64(c.CacheMiB) << 20,
+		Layers:      rootfs.Layers(c.Layers),
+		Partitions:  true,
+		MakeUpper:   true,
+		MemoryUpper: int64(c.MemoryUpperMiB) << 20,
+		Discard:     c.Discard,
 	}
 }

@@ -1,115 +1,50 @@
 package erofs
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"io"
-	"os"
-	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/erofsvm/erofsvm/rootfs/files"
 )
 
 // Image is a file that holds an EROFS image, as it was when it was looked at.
+// What follows the image in the file may end anywhere.
 type Image struct {
-	Path  string
-	Size  int64 // of the file, in bytes; what follows the image may end anywhere
+	*files.File
 	Super *Superblock
-
-	// Dev, Inode and ModTime, with Size, tell this state of the file from any
-	// other: a file that is replaced or written to differs in one of them.
-	Dev, Inode uint64
-	ModTime    time.Time
 }
 
-// Inspect opens the file at path, checks that it is a whole EROFS image, and
-// closes it. Symbolic links are followed. Errors name the path.
-//
-// It does so with bare system calls, as a plan may look at hundreds of layers:
-// an os.File would cost as many calls again to find out that it cannot be
-// polled.
-func Inspect(path string) (*Image, error) {
-	fd, err := open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	return inspect(path, fd)
-}
-
-// Open is Inspect for who wants to read on; the file is the caller's to close.
-func Open(path string) (*os.File, *Image, error) {
-	fd, err := open(path)
-	if err != nil {
-		return nil, nil, err
-	}
-	image, err := inspect(path, fd)
-	if err != nil {
-		unix.Close(fd)
-		return nil, nil, err
-	}
-	return os.NewFile(uintptr(fd), path), image, nil
-}
-
-// InspectFile is Inspect for a file that is already open; it stays open, and
-// its offset does not move.
-func InspectFile(f *os.File) (*Image, error) { return inspect(f.Name(), int(f.Fd())) }
-
-func open(path string) (fd int, err error) {
-	for {
-		// Without O_NONBLOCK the open of a FIFO would wait for a writer.
-		fd, err = unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
-		if err == nil {
-			return fd, nil
-		}
-		if err != unix.EINTR {
-			return 0, fmt.Errorf("open EROFS image: %w", &os.PathError{Op: "open", Path: path, Err: err})
-		}
-	}
-}
-
-func inspect(path string, fd int) (*Image, error) {
-	var stat unix.Stat_t
-	if err := unix.Fstat(fd, &stat); err != nil {
-		return nil, fmt.Errorf("EROFS image: %w", &os.PathError{Op: "stat", Path: path, Err: err})
-	}
+// Inspect checks that f is a whole EROFS image. It stays the caller's. Errors
+// name the path.
+func Inspect(f *files.File) (*Image, error) {
 	switch {
-	case stat.Mode&unix.S_IFMT != unix.S_IFREG:
-		return nil, fmt.Errorf("EROFS image %q: %w", path, ErrNotRegular)
-	case stat.Size == 0:
-		return nil, fmt.Errorf("EROFS image %q: %w", path, ErrEmpty)
+	case !f.Regular:
+		return nil, fmt.Errorf("EROFS image %q: %w", f.Path, ErrNotRegular)
+	case f.Size == 0:
+		return nil, fmt.Errorf("EROFS image %q: %w", f.Path, ErrEmpty)
 	}
-	super, err := ReadSuperblock(file(fd), stat.Size)
+	super, err := ReadSuperblock(f, f.Size)
 	if err != nil {
-		return nil, fmt.Errorf("EROFS image %q: %w", path, err)
+		return nil, fmt.Errorf("EROFS image %q: %w", f.Path, err)
 	}
-	image := &Image{
-		Path: path, Size: stat.Size, Super: super,
-		Dev: uint64(stat.Dev), Inode: stat.Ino, ModTime: time.Unix(stat.Mtim.Unix()),
-	}
+	image := &Image{File: f, Super: super}
 	if image.End() > image.Size {
-		return nil, fmt.Errorf("EROFS image %q: %w: %d bytes, the tar behind its index ends at %d", path, ErrTruncated, image.Size, image.End())
+		return nil, fmt.Errorf("EROFS image %q: %w: %d bytes, the tar behind its index ends at %d", f.Path, ErrTruncated, image.Size, image.End())
 	}
 	return image, nil
 }
 
-// file reads a descriptor.
-type file int
-
-func (f file) ReadAt(p []byte, off int64) (int, error) {
-	done := 0
-	for done < len(p) {
-		n, err := unix.Pread(int(f), p[done:], off+int64(done))
-		switch {
-		case err == unix.EINTR:
-		case err != nil:
-			return done, err
-		case n == 0:
-			return done, io.ErrUnexpectedEOF
-		}
-		done += max(n, 0)
+// RootMode is the mode of the root directory, type and all as in stat(2). It is
+// for warnings only: what cannot be read has none, and is for the guest's kernel
+// to refuse.
+func (i *Image) RootMode() (mode uint16, ok bool) {
+	if at := i.Super.rootAt; at >= 0 && at+inodeSlot <= i.Super.Bytes() {
+		var inode [inodeSlot]byte
+		_, err := i.ReadAt(inode[:], at)
+		return binary.LittleEndian.Uint16(inode[4:]), err == nil
 	}
-	return done, nil
+	return 0, false
 }
 
 // TarIndex says whether the image is an index of a tar that follows it in the

@@ -1,8 +1,8 @@
 // Package erofs reads of an EROFS image what is needed to lay images side by
 // side on one disk: the superblock and the device table.
 //
-// It owns that reading and nothing else: it never mounts, never writes, keeps
-// no descriptor open and starts no goroutine. Every function may be called
+// It owns that reading and nothing else: it never mounts, never writes, opens
+// and closes no file and starts no goroutine. Every function may be called
 // from any goroutine. Images are untrusted; every field is checked against the
 // length of the file before it is used, and a wrong one is an error.
 //
@@ -46,6 +46,9 @@ const (
 	superSize   = 128 // without extension slots
 	slotSize    = 128 // of the device table
 
+	inodeSlot     = 32
+	maxRootNumber = 1 << 40
+
 	minBlockBits = 9
 	maxBlockBits = 16 // the kernel stops at its page size, of which 64 KiB is the largest
 
@@ -71,6 +74,8 @@ type Superblock struct {
 	UUID      uuid.UUID // of this image
 	Features  uint32    // incompatible features
 	Devices   []Device  // the device table, in its order
+
+	rootAt int64 // offset of the root's inode, -1 if it is not in a place known here
 }
 
 // Device is a slot of the device table: another image whose blocks the file
@@ -117,6 +122,7 @@ func ReadSuperblock(r io.ReaderAt, size int64) (*Superblock, error) {
 		// root's number.
 		sb.Blocks |= int64(le.Uint16(raw[14:])) << 32
 	}
+	sb.rootAt = rootAt(raw[:], sb)
 	if sb.Blocks == 0 || sb.Blocks > maxBlocks {
 		return nil, fmt.Errorf("%w: %d blocks", ErrCorrupt, sb.Blocks)
 	}
@@ -131,6 +137,19 @@ func ReadSuperblock(r io.ReaderAt, size int64) (*Superblock, error) {
 	}
 	devices, slot := int(le.Uint16(raw[86:])), int64(le.Uint16(raw[88:]))
 	return sb, sb.readDevices(r, devices, slot*slotSize)
+}
+
+// rootAt is where the root's inode lies: meta_blkaddr, and slots of 32 bytes.
+func rootAt(raw []byte, sb *Superblock) int64 {
+	le := binary.LittleEndian
+	number := uint64(le.Uint16(raw[14:]))
+	if sb.Features&feature48Bit != 0 {
+		number = le.Uint64(raw[112:])
+	}
+	if number > maxRootNumber { // such as one with the bit of METABOX
+		return -1
+	}
+	return int64(le.Uint32(raw[40:]))*sb.BlockSize + int64(number)*inodeSlot
 }
 
 // readDevices reads count slots at offset, which must lie within the image

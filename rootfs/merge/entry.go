@@ -13,9 +13,10 @@ import (
 	"path/filepath"
 
 	"github.com/google/uuid"
-	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/rootfs/erofs"
+	"github.com/erofsvm/erofsvm/rootfs/files"
+	"github.com/erofsvm/erofsvm/rootfs/internal/tool"
 )
 
 // An entry of the cache is the image that mkfs.erofs wrote, followed by one
@@ -50,19 +51,23 @@ func entryUUID(key [sha256.Size]byte) uuid.UUID {
 }
 
 // readEntry opens the entry at path and checks that it is whole, that it was
-// made for key, and that its device table is that of the layers. The error is
+// made for key, and that its device table is that of the layers. It is the
+// caller's to close, and stays marked as in use until then. The error is
 // os.ErrNotExist if there is no entry; any other means that it is of no use.
-func readEntry(path string, key [sha256.Size]byte, layers []*erofs.Image) (*erofs.Image, error) {
-	f, err := os.Open(path)
+func readEntry(path string, key [sha256.Size]byte, layers []*erofs.Image) (meta *erofs.Image, err error) {
+	f, err := files.Open(path, files.ReadOnly)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
 	if err := use(f); err != nil {
 		return nil, err
 	}
-	meta, err := erofs.InspectFile(f)
-	if err != nil {
+	if meta, err = erofs.Inspect(f); err != nil {
 		return nil, err
 	}
 	if meta.Size != meta.Super.Bytes()+sealSize {
@@ -106,17 +111,21 @@ func checksum(r io.ReaderAt, n int64) (uint32, error) {
 //
 // The file has no name until it is whole and on the disk, so that nothing is
 // left behind, whatever kills the process.
-func build(ctx context.Context, mkfs tool, path string, key [sha256.Size]byte, layers []*erofs.Image, replace bool) error {
+func build(ctx context.Context, mkfs tool.State, path string, key [sha256.Size]byte, layers []*erofs.Image, replace bool) error {
 	dir := filepath.Dir(path)
-	f, err := nameless(dir)
+	f, err := files.Nameless(dir)
 	if err != nil {
-		return err
+		return fmt.Errorf("fsmeta cache: %w", err)
 	}
 	defer f.Close()
 	if err := mergeLayers(ctx, mkfs, f, entryUUID(key).String(), layers); err != nil {
 		return err
 	}
-	meta, err := erofs.InspectFile(f)
+	made, err := files.Of(f)
+	if err != nil {
+		return fmt.Errorf("fsmeta cache %q: %w", dir, err)
+	}
+	meta, err := erofs.Inspect(made)
 	if err != nil {
 		return fmt.Errorf("%w: it made no usable image: %w", ErrBuild, err)
 	}
@@ -126,19 +135,11 @@ func build(ctx context.Context, mkfs tool, path string, key [sha256.Size]byte, l
 	if err := sealFile(f, meta); err != nil {
 		return fmt.Errorf("fsmeta cache %q: %w", dir, err)
 	}
-	if err := publish(f, path, replace); err != nil {
+	// Another builder's entry under the name is as good.
+	if err := files.Publish(f, path, replace); err != nil && !errors.Is(err, os.ErrExist) {
 		return fmt.Errorf("fsmeta cache %q: %w", dir, err)
 	}
 	return nil
-}
-
-// nameless makes a file in dir that is gone when it is closed, unless published.
-func nameless(dir string) (*os.File, error) {
-	fd, err := unix.Open(dir, unix.O_TMPFILE|unix.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("fsmeta cache %q: make a file without a name: %w; the cache must be on a filesystem with O_TMPFILE, such as ext4, xfs, btrfs or tmpfs", dir, err)
-	}
-	return os.NewFile(uintptr(fd), filepath.Join(dir, "new entry")), nil
 }
 
 // sealFile ends the image with its seal, makes it read-only and durable.
@@ -157,31 +158,4 @@ func sealFile(f *os.File, meta *erofs.Image) error {
 		return err
 	}
 	return f.Sync()
-}
-
-// publish gives the nameless file its name, and syncs the directory.
-func publish(f *os.File, path string, replace bool) error {
-	self := fmt.Sprintf("/proc/self/fd/%d", f.Fd())
-	err := unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
-	if errors.Is(err, unix.EEXIST) {
-		if !replace {
-			return nil
-		}
-		// A link never replaces a file, a rename does.
-		aside := fmt.Sprintf("%s.%s", path, uuid.NewString())
-		if err = unix.Linkat(unix.AT_FDCWD, self, unix.AT_FDCWD, aside, unix.AT_SYMLINK_FOLLOW); err == nil {
-			if err = os.Rename(aside, path); err != nil {
-				os.Remove(aside)
-			}
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("name %q: %w", path, err)
-	}
-	dir, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	return dir.Sync()
 }

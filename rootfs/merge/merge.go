@@ -19,10 +19,10 @@ import (
 	"slices"
 	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/erofsvm/erofsvm/rootfs/erofs"
+	"github.com/erofsvm/erofsvm/rootfs/internal/tool"
 )
 
 // Errors that Fsmeta wraps.
@@ -46,7 +46,7 @@ type Builder struct {
 	limit int64  // of the cache, in bytes
 
 	mu    sync.Mutex
-	known tool // the mkfs.erofs whose version has been found good
+	known tool.State // the mkfs.erofs whose version has been found good
 }
 
 // DefaultLimit is how large a cache may be, in bytes: an fsmeta has a few
@@ -75,9 +75,10 @@ type Result struct {
 
 // Fsmeta returns the index of the union of the layers, which are given with
 // the topmost last. Its device table names them in that order, and has been
-// checked against them. The file belongs to the cache and is never written to
-// again; it stays for at least ten minutes, and who has opened it may keep it.
-// The context bounds a run of mkfs.erofs.
+// checked against them. It is open, and the caller's to close. In the cache it
+// is never written to again, and stays there as long as anybody has it open and
+// for at least ten minutes. The context bounds a run of mkfs.erofs, which reads
+// the layers from the descriptors that they have here.
 func (b *Builder) Fsmeta(ctx context.Context, layers []*erofs.Image) (*Result, error) {
 	if err := eligible(layers); err != nil {
 		return nil, err
@@ -96,6 +97,9 @@ func (b *Builder) Fsmeta(ctx context.Context, layers []*erofs.Image) (*Result, e
 	corrupt := !errors.Is(err, os.ErrNotExist)
 
 	if err := b.checkVersion(ctx, mkfs); err != nil {
+		return nil, err
+	}
+	if err := checkRevived(ctx, layers); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(b.dir, 0o700); err != nil {
@@ -130,19 +134,11 @@ func eligible(layers []*erofs.Image) error {
 	return nil
 }
 
-// tool is a state of the mkfs.erofs binary.
-type tool struct {
-	path       string
-	dev, inode uint64
-	size       int64
-	mtime      time.Time
-}
-
 // keyOf names an fsmeta by what it is made of: the state of every layer file,
 // in order, and of the mkfs.erofs that is to read them. The latter stands for
 // the version, which then has to be asked for only when something is built.
-func keyOf(mkfs tool, layers []*erofs.Image) [sha256.Size]byte {
-	text := fmt.Appendf(nil, "erofsvm fsmeta 1\nmkfs %d %d %d %d\n", mkfs.dev, mkfs.inode, mkfs.size, mkfs.mtime.UnixNano())
+func keyOf(mkfs tool.State, layers []*erofs.Image) [sha256.Size]byte {
+	text := fmt.Appendf(nil, "erofsvm fsmeta 1\nmkfs %d %d %d %d\n", mkfs.Dev, mkfs.Inode, mkfs.Size, mkfs.ModTime.UnixNano())
 	text = slices.Grow(text, 128*len(layers))
 	for _, l := range layers {
 		text = append(text, "layer"...)
@@ -152,16 +148,4 @@ func keyOf(mkfs tool, layers []*erofs.Image) [sha256.Size]byte {
 		text = append(hex.AppendEncode(append(text, ' '), l.Super.UUID[:]), '\n')
 	}
 	return sha256.Sum256(text)
-}
-
-func stateOf(path string) (tool, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return tool{}, err
-	}
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok || !info.Mode().IsRegular() {
-		return tool{}, fmt.Errorf("%q is not a regular file", path)
-	}
-	return tool{path: path, dev: uint64(stat.Dev), inode: stat.Ino, size: info.Size(), mtime: info.ModTime()}, nil
 }

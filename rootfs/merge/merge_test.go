@@ -31,13 +31,19 @@ func inspect(t testing.TB, paths ...string) []*erofs.Image {
 	t.Helper()
 	var images []*erofs.Image
 	for _, path := range paths {
-		image, err := erofs.Inspect(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		images = append(images, image)
+		images = append(images, erofstest.Inspect(t, path))
 	}
 	return images
+}
+
+// fsmeta closes at the end of the test what the builder returns.
+func fsmeta(t testing.TB, b *merge.Builder, layers []*erofs.Image) (*merge.Result, error) {
+	t.Helper()
+	got, err := b.Fsmeta(deadline(t), layers)
+	if err == nil {
+		t.Cleanup(func() { got.Meta.Close() })
+	}
+	return got, err
 }
 
 func layer(t testing.TB, dir, name string, options ...string) string {
@@ -69,7 +75,7 @@ func TestAnIndexIsBuiltOnceAndThenFound(t *testing.T) {
 	cache := filepath.Join(dir, "x", "cache")
 	var first *merge.Result
 	for i, b := range []*merge.Builder{merge.New(erofstest.Mkfs(t), cache, 0), merge.New(erofstest.Mkfs(t), cache, 0)} {
-		got, err := b.Fsmeta(deadline(t), layers)
+		got, err := fsmeta(t, b, layers)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -91,6 +97,22 @@ func TestAnIndexIsBuiltOnceAndThenFound(t *testing.T) {
 	}
 	if info, err := os.Stat(first.Meta.Path); err != nil || info.Mode().Perm() != 0o444 {
 		t.Errorf("%v, %v, want mode 0444", info, err)
+	}
+}
+
+// TestWhatIsInTheCacheRunsNoTool has one that says so when it runs.
+func TestWhatIsInTheCacheRunsNoTool(t *testing.T) {
+	dir := t.TempDir()
+	ran := filepath.Join(dir, "ran")
+	mkfs := script(t, "echo >>"+ran+"\nexec "+erofstest.Mkfs(t)+` "$@"`)
+	layers, cache := inspect(t, layer(t, dir, "a"), layer(t, dir, "b")), filepath.Join(dir, "cache")
+	for i, want := range []int{2, 2, 2} { // its version, and the merge
+		if _, err := fsmeta(t, merge.New(mkfs, cache, 0), layers); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(ran); err != nil || len(got) != want {
+			t.Errorf("%d runs up to round %d, %v, want %d", len(got), i, err, want)
+		}
 	}
 }
 
@@ -143,7 +165,7 @@ func TestTheKeySaysWhatTheLayersAre(t *testing.T) {
 		}, []string{a, b}},
 	} {
 		step.change()
-		got, err := builder.Fsmeta(deadline(t), inspect(t, step.order...))
+		got, err := fsmeta(t, builder, inspect(t, step.order...))
 		if err != nil {
 			t.Fatalf("%s: %v", step.name, err)
 		}
@@ -173,6 +195,7 @@ func TestManyBuildersAtOnceAgree(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i, r := range results {
+		defer r.Meta.Close()
 		if r.Meta.Inode != results[0].Meta.Inode {
 			t.Errorf("builder %d has inode %d, builder 0 %d", i, r.Meta.Inode, results[0].Meta.Inode)
 		}
@@ -187,11 +210,11 @@ func TestACorruptEntryIsBuiltAnew(t *testing.T) {
 	layers := inspect(t, layer(t, dir, "a"), layer(t, dir, "b"))
 	cache := filepath.Join(dir, "cache")
 	builder := merge.New(erofstest.Mkfs(t), cache, 0)
-	good, err := builder.Fsmeta(deadline(t), layers)
+	good, err := fsmeta(t, builder, layers)
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := builder.Fsmeta(deadline(t), []*erofs.Image{layers[1], layers[0]})
+	other, err := fsmeta(t, builder, []*erofs.Image{layers[1], layers[0]})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +246,7 @@ func TestACorruptEntryIsBuiltAnew(t *testing.T) {
 			if err := errors.Join(os.Remove(good.Meta.Path), os.WriteFile(good.Meta.Path, data, 0o444)); err != nil {
 				t.Fatal(err)
 			}
-			got, err := builder.Fsmeta(deadline(t), layers)
+			got, err := fsmeta(t, builder, layers)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -241,7 +264,7 @@ func TestIneligibleLayersAreRefused(t *testing.T) {
 	dir := t.TempDir()
 	a := layer(t, dir, "a")
 	index := filepath.Join(dir, "cache")
-	merged, err := merge.New(erofstest.Mkfs(t), index, 0).Fsmeta(deadline(t), inspect(t, a, a))
+	merged, err := fsmeta(t, merge.New(erofstest.Mkfs(t), index, 0), inspect(t, a, a))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -253,7 +276,7 @@ func TestIneligibleLayersAreRefused(t *testing.T) {
 		"one layer":         {[]string{a}, merge.ErrIneligible, "there are 1"},
 		"other block size":  {[]string{a, layer(t, dir, "small", "-b1024")}, merge.ErrIneligible, "of 1024"},
 		"an index":          {[]string{a, merged.Meta.Path}, merge.ErrIneligible, "2 devices"},
-		"compressed":        {[]string{a, layer(t, dir, "z", "-zlz4")}, merge.ErrBuild, "unsupported datalayout"},
+		"compressed":        {[]string{a, layer(t, dir, "z", "-zlz4")}, merge.ErrIneligible, "compressed"},
 		"inline data":       {[]string{a, erofstest.LayerWith(t, dir, "i", entries("i"), "--tar=f")}, merge.ErrBuild, "unsupported datalayout"},
 		"more than allowed": {make([]string, merge.MaxLayers+1), merge.ErrIneligible, "1001"},
 	} {
@@ -265,7 +288,7 @@ func TestIneligibleLayersAreRefused(t *testing.T) {
 				layers = inspect(t, c.layers...)
 			}
 			cache := filepath.Join(t.TempDir(), "cache")
-			_, err := merge.New(erofstest.Mkfs(t), cache, 0).Fsmeta(deadline(t), layers)
+			_, err := fsmeta(t, merge.New(erofstest.Mkfs(t), cache, 0), layers)
 			if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%v, want %v with %q", err, c.want, c.says)
 			}
@@ -315,7 +338,7 @@ exec `+erofstest.Mkfs(t)+` "$@"`), nil, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cache := filepath.Join(t.TempDir(), "cache")
-			_, err := merge.New(c.mkfs, cache, 0).Fsmeta(deadline(t), layers)
+			_, err := fsmeta(t, merge.New(c.mkfs, cache, 0), layers)
 			if !errors.Is(err, c.want) || err != nil && (!strings.Contains(err.Error(), c.says) || len(err.Error()) > 4000) {
 				t.Errorf("%v, want %v with %q", err, c.want, c.says)
 			}
@@ -373,7 +396,7 @@ func TestACacheThatCannotBeWrittenIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, cache := range []string{filepath.Join(taken, "cache"), "/proc/self/cache"} {
-		_, err := merge.New(erofstest.Mkfs(t), cache, 0).Fsmeta(deadline(t), layers)
+		_, err := fsmeta(t, merge.New(erofstest.Mkfs(t), cache, 0), layers)
 		if err == nil || !strings.Contains(err.Error(), filepath.Dir(cache)) {
 			t.Errorf("%s: %v, want an error that names it", cache, err)
 		}

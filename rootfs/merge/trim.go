@@ -7,10 +7,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/rootfs/files"
 )
 
 const (
@@ -18,7 +19,7 @@ const (
 	suffix = ".fsmeta"
 
 	// grace is how long an entry stays after its use, whatever the limit says:
-	// by then QEMU has opened it, or the container has failed to start.
+	// by then a VM has it open, or the container has failed to start.
 	grace = 10 * time.Minute
 
 	// resolution is how exactly the time of use is kept, which saves a write
@@ -36,32 +37,32 @@ var errBusy = errors.New("cache entry is in use")
 // Both sides hold a lock of the entry's own, so that an entry is either marked
 // before the trimmer looks at its time, or removed before it is marked; and
 // neither waits for the other.
-func use(f *os.File) error {
-	if err := flock(f, unix.LOCK_SH); err != nil {
+func use(f *files.File) error {
+	if err := flock(f.Fd(), unix.LOCK_SH); err != nil {
 		return err
 	}
-	info, err := f.Stat()
-	if err != nil {
+	var stat unix.Stat_t
+	if err := unix.Fstat(f.Fd(), &stat); err != nil {
 		return err
 	}
-	if stat, ok := info.Sys().(*syscall.Stat_t); !ok || stat.Nlink == 0 {
+	if stat.Nlink == 0 {
 		return os.ErrNotExist
 	}
-	if time.Since(info.ModTime()).Abs() < resolution {
+	if time.Since(time.Unix(stat.Mtim.Unix())).Abs() < resolution {
 		return nil
 	}
 	// By its descriptor: the name may be another entry's by now. Who does not
 	// own the cache cannot mark, and takes what is there.
 	now := unix.NsecToTimeval(time.Now().UnixNano())
-	err = unix.Futimes(int(f.Fd()), []unix.Timeval{now, now})
+	err := unix.Futimes(f.Fd(), []unix.Timeval{now, now})
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EROFS) {
 		return nil
 	}
 	return err
 }
 
-func flock(f *os.File, how int) error {
-	err := unix.Flock(int(f.Fd()), how|unix.LOCK_NB)
+func flock(fd, how int) error {
+	err := unix.Flock(fd, how|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		return errBusy
 	}
@@ -139,7 +140,7 @@ func remove(e entry) (bool, error) {
 	if used, err := usedSince(f, e.used); used || err != nil {
 		return false, err
 	}
-	switch err := flock(f, unix.LOCK_EX); {
+	switch err := flock(int(f.Fd()), unix.LOCK_EX); {
 	case errors.Is(err, errBusy):
 		return false, nil
 	case err != nil:

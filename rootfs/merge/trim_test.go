@@ -45,6 +45,9 @@ func fill(t *testing.T, n int) *cached {
 		}
 		c.pairs, c.paths = append(c.pairs, pair), append(c.paths, made.Meta.Path)
 		c.bytes = made.Meta.Size
+		if err := made.Meta.Close(); err != nil { // what is open is in use
+			t.Fatal(err)
+		}
 		c.age(t, i, time.Duration(n-i)*time.Hour)
 	}
 	return c
@@ -73,7 +76,7 @@ func (c *cached) left() []int {
 // add builds one more entry, with a limit that holds the given number of them.
 func (c *cached) add(t *testing.T, limit int) {
 	t.Helper()
-	made, err := merge.New(erofstest.Mkfs(t), c.dir, int64(limit)*c.bytes).Fsmeta(deadline(t), c.another)
+	made, err := fsmeta(t, merge.New(erofstest.Mkfs(t), c.dir, int64(limit)*c.bytes), c.another)
 	if err != nil || made.Trim != nil || !made.Built {
 		t.Fatalf("%+v, %v", made, err)
 	}
@@ -91,7 +94,7 @@ func TestWhatWasNotUsedForTheLongestGoesFirst(t *testing.T) {
 
 func TestAUseCounts(t *testing.T) {
 	c := fill(t, 4)
-	got, err := merge.New(erofstest.Mkfs(t), c.dir, 0).Fsmeta(deadline(t), c.pairs[0])
+	got, err := fsmeta(t, merge.New(erofstest.Mkfs(t), c.dir, 0), c.pairs[0])
 	if err != nil || got.Built {
 		t.Fatalf("%+v, %v, want the entry", got, err)
 	}
@@ -109,18 +112,15 @@ func TestNothingUsedOfLateIsRemoved(t *testing.T) {
 	}
 }
 
-// TestAnEntryInUseIsNotRemoved has another process that reads it; the next in
-// line goes instead.
+// TestAnEntryInUseIsNotRemoved has another user that keeps it open, as a VM
+// does; the next in line goes instead.
 func TestAnEntryInUseIsNotRemoved(t *testing.T) {
 	c := fill(t, 3)
-	f, err := os.Open(c.paths[0])
-	if err != nil {
-		t.Fatal(err)
+	got, err := fsmeta(t, merge.New(erofstest.Mkfs(t), c.dir, 0), c.pairs[0])
+	if err != nil || got.Built {
+		t.Fatalf("%+v, %v, want the entry", got, err)
 	}
-	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB); err != nil {
-		t.Fatal(err)
-	}
+	c.age(t, 0, 9*time.Hour)
 	if c.add(t, 3); !slices.Equal(c.left(), []int{0, 2}) {
 		t.Errorf("%v are left, want 0, which is in use, and 2", c.left())
 	}
@@ -138,7 +138,7 @@ func TestAnEntryThatIsBeingRemovedIsMadeAnew(t *testing.T) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		t.Fatal(err)
 	}
-	got, err := merge.New(erofstest.Mkfs(t), c.dir, 0).Fsmeta(deadline(t), c.pairs[0])
+	got, err := fsmeta(t, merge.New(erofstest.Mkfs(t), c.dir, 0), c.pairs[0])
 	if err != nil || !got.Built || got.Meta.Path != c.paths[0] {
 		t.Errorf("%+v, %v, want it made anew", got, err)
 	}
@@ -169,7 +169,7 @@ func TestManyBuildersKeepToTheLimitTogether(t *testing.T) {
 			made, err := merge.New(erofstest.Mkfs(t), c.dir, c.bytes).Fsmeta(ctx, c.pairs[i%6])
 			if err == nil {
 				_, err = os.Stat(made.Meta.Path)
-				err = errors.Join(err, made.Trim, erofs.CheckDevices(made.Meta, c.pairs[i%6]))
+				err = errors.Join(err, made.Meta.Close(), made.Trim, erofs.CheckDevices(made.Meta, c.pairs[i%6]))
 			}
 			errs[i] = err
 		})

@@ -35,10 +35,13 @@ type flags struct {
 	options rootfs.Options
 }
 
-// NewCommand returns the command "plan". Its errors are for the eyes, of one
-// line each when printed with [Line].
-func NewCommand() *cobra.Command {
-	f := &flags{options: rootfs.Options{CacheDir: defaultCache()}}
+// NewCommand returns the command "plan", whose flags have the values of defaults,
+// those of the runtime, unless they are given; but for the cache, which is the
+// caller's own. Its errors are for the eyes, of one line each when printed with
+// [Line].
+func NewCommand(defaults rootfs.Options) *cobra.Command {
+	defaults.CacheDir, defaults.Lend = defaultCache(), false
+	f := &flags{options: defaults}
 	cmd := &cobra.Command{
 		Use:   "plan [FILE]",
 		Short: "show which disks and guest mounts a list of rootfs mounts becomes",
@@ -62,12 +65,12 @@ result is kept in a cache.`,
 	set.StringVar(&f.data, "data", "", "with -o vmdk: the file to write the partition table to, which the descriptor then names")
 	set.DurationVar(&f.timeout, "timeout", time.Minute, "how long mkfs.erofs may take")
 	set.StringVar(&f.options.CacheDir, "cache", f.options.CacheDir, "directory for indexes of merged layers")
-	set.StringVar(&f.options.MkfsErofs, "mkfs-erofs", "mkfs.erofs", "the mkfs.erofs to merge layers with")
-	set.StringVar((*string)(&f.options.Layers), "layers", string(rootfs.LayersAuto), "how several layers become one disk: auto, merge or partition")
-	set.BoolVar(&f.options.Partitions, "partitions", false, "the guest finds layers in partitions, and checks them with dm-verity")
-	set.BoolVar(&f.options.MakeUpper, "make-upper", false, "the runtime makes the filesystem of a writable image that is missing")
-	set.BoolVar(&f.options.Discard, "discard", false, "the guest tells a writable image of what it deletes")
-	set.Int64Var(&f.options.MemoryUpper, "memory-upper", 0, "bytes of guest memory for a writable layer without an image; 0 refuses it")
+	set.StringVar(&f.options.MkfsErofs, "mkfs-erofs", defaults.MkfsErofs, "the mkfs.erofs to merge layers with")
+	set.StringVar((*string)(&f.options.Layers), "layers", string(defaults.Layers), "how several layers become one disk: auto, merge or partition")
+	set.BoolVar(&f.options.Partitions, "partitions", defaults.Partitions, "the guest finds layers in partitions, and checks them with dm-verity")
+	set.BoolVar(&f.options.MakeUpper, "make-upper", defaults.MakeUpper, "the runtime makes the filesystem of a writable image that is missing")
+	set.BoolVar(&f.options.Discard, "discard", defaults.Discard, "the guest tells a writable image of what it deletes")
+	set.Int64Var(&f.options.MemoryUpper, "memory-upper", defaults.MemoryUpper, "bytes of guest memory for a writable layer without an image; 0 refuses it")
 	return cmd
 }
 

@@ -89,14 +89,14 @@ func run(t testing.TB, f *files, list []rootfs.Mount, args ...string) (string, e
 		t.Fatal(err)
 	}
 	args = append([]string{
-		"--cache", f.dir + "/cache", "--mkfs-erofs", erofstest.Mkfs(t), "--partitions", "--make-upper", "--memory-upper", "67108864",
+		"--cache", f.dir + "/cache", "--mkfs-erofs", erofstest.Mkfs(t), "--partitions", "--make-upper", "--memory-upper", "67108864", "--layers", "auto",
 	}, args...)
 	return command(bytes.NewReader(input), args...)
 }
 
 func command(stdin *bytes.Reader, args ...string) (string, error) {
 	var out, stray bytes.Buffer
-	cmd := planview.NewCommand()
+	cmd := planview.NewCommand(rootfs.Options{})
 	cmd.SetIn(stdin)
 	cmd.SetOut(&out)
 	cmd.SetErr(&stray)

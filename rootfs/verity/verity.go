@@ -22,9 +22,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"strings"
-	"syscall"
+
+	"github.com/erofsvm/erofsvm/rootfs/files"
 )
 
 // Errors that Read and ReadMetadata wrap.
@@ -77,16 +77,15 @@ func Read(path string, layer io.ReaderAt, size, covered int64) (*Tree, error) {
 // ReadMetadata reads the metadata file alone.
 func ReadMetadata(path string) (*Tree, error) {
 	fail := func(err error) error { return fmt.Errorf("%w: %q: %w", ErrMetadata, path, err) }
-	// Without O_NONBLOCK the open of a FIFO would wait for a writer.
-	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	f, err := files.Open(path, files.ReadOnly)
 	if err != nil {
 		return nil, fail(err)
 	}
 	defer f.Close()
-	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
-		return nil, fail(errors.Join(errors.New("is not a regular file"), err))
+	if !f.Regular {
+		return nil, fail(errors.New("is not a regular file"))
 	}
-	data, err := io.ReadAll(io.LimitReader(f, maxMetadata+1))
+	data, err := io.ReadAll(io.NewSectionReader(f, 0, maxMetadata+1))
 	if err != nil {
 		return nil, fail(err)
 	}
@@ -158,14 +157,14 @@ func (t *Tree) check(layer io.ReaderAt, size, covered int64) error {
 func blockSize(n int64) bool { return n >= 512 && n <= 65536 && n&(n-1) == 0 }
 
 // treeBlocks is how many blocks the hashes of n blocks take, with perBlock of
-// them in each, the hashes of those blocks, and so on up to a single block.
+// them in each, the hashes of those blocks, and so on up to a single block. The
+// root hash is that of the last one, and of the data itself if they are a single
+// block: then there is no tree (drivers/md/dm-verity-target.c, verity_ctr).
 func treeBlocks(n, perBlock int64) int64 {
 	total := int64(0)
-	for {
+	for n > 1 {
 		n = (n + perBlock - 1) / perBlock
 		total += n
-		if n == 1 {
-			return total
-		}
 	}
+	return total
 }

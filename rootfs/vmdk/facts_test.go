@@ -69,6 +69,9 @@ func TestFactsThatThisPackageGuardsAgainst(t *testing.T) {
 			"a blank line in between":    {head + line + "\n" + line, 24},
 			"ZERO is passed over":        {head + line + "RW 8 ZERO\n", 8},
 			"a path of 512 bytes":        {head + line + fmt.Sprintf("RW 8 FLAT \"%s\" 0\n", long), -1},
+			"a path with a quotation":    {head + line + "RW 8 FLAT \"/a\"b\" 0\n", -1},
+			"a path with a line end":     {head + line + "RW 8 FLAT \"/a\nb\" 0\n", -1},
+			"a path that is two extents": {head + fmt.Sprintf("RW 8 FLAT \"%s\" 0\n", layer+"\" 0\nRW 8 FLAT \""+layer), 16},
 			"longer than its file":       {head + fmt.Sprintf("RW 80 FLAT %q 0\n", layer), 80},
 			"behind the end of its file": {head + fmt.Sprintf("RW 8 FLAT %q 800\n", layer), 8},
 			"longer than 2 GiB":          {head + fmt.Sprintf("RW 8388608 FLAT %q 0\n", layer), 8388608},
@@ -82,6 +85,24 @@ func TestFactsThatThisPackageGuardsAgainst(t *testing.T) {
 					t.Errorf("QEMU sees %d sectors, want %d", got, c.want)
 				}
 			})
+		}
+	})
+}
+
+// TestFactWhatIsNotInTheFileIsZeros is why the lengths of files are checked before
+// QEMU sees them: it says nothing.
+func TestFactWhatIsNotInTheFileIsZeros(t *testing.T) {
+	eachQEMU(t, func(t *testing.T, bin string) {
+		dir := t.TempDir()
+		layer := put(t, dir, "layer", bytes.Repeat([]byte{7}, 4*512))
+		path, err := vmdk.Write(dir, "layers.vmdk", []vmdk.Extent{{Path: layer, Sectors: 8}, {Path: layer, Sectors: 8, Offset: 8}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := run(t, bin+"/qemu-io", "-r", "-f", "vmdk", "-c", "read -P 7 0 2048", "-c", "read -P 0 2048 6144", path)
+		if !strings.Contains(out, "read 2048/2048") || !strings.Contains(out, "read 6144/6144") ||
+			strings.Contains(out, "failed") || strings.Contains(out, "rror") {
+			t.Errorf("qemu-io says\n%s", out)
 		}
 	})
 }

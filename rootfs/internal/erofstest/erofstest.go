@@ -14,6 +14,9 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
+
+	"github.com/erofsvm/erofsvm/rootfs/erofs"
+	"github.com/erofsvm/erofsvm/rootfs/files"
 )
 
 // Tool returns the path of a tool of the build tree, such as
@@ -107,6 +110,21 @@ func TarLayer(t testing.TB, dir, name string, entries []Entry) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// Inspect opens the image at path until the test ends.
+func Inspect(t testing.TB, path string) *erofs.Image {
+	t.Helper()
+	f, err := files.Open(path, files.ReadOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	image, err := erofs.Inspect(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return image
 }
 
 // modTime is the time of every file, and of every build.

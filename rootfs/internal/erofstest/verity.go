@@ -25,10 +25,11 @@ func Protect(t testing.TB, path string) string {
 	data = append(data, make([]byte, -len(data)&(VerityBlock-1))...)
 	salt := make([]byte, 32)
 
-	// The levels of the tree, that of the data's hashes first.
+	// The levels of the tree, that of the data's hashes first. Data of one block
+	// have none.
 	var levels [][]byte
 	level, h := data, sha256.New()
-	for {
+	for len(level) > VerityBlock {
 		var hashes []byte
 		for block := range slices.Chunk(level, VerityBlock) {
 			h.Reset()
@@ -36,13 +37,10 @@ func Protect(t testing.TB, path string) string {
 			h.Write(block)
 			hashes = h.Sum(hashes)
 		}
-		if len(level) == VerityBlock && len(levels) > 0 {
-			break
-		}
 		level = append(hashes, make([]byte, -len(hashes)&(VerityBlock-1))...)
 		levels = append(levels, level)
 	}
-	root := sha256.Sum256(append(bytes.Clone(salt), levels[len(levels)-1]...))
+	root := sha256.Sum256(append(bytes.Clone(salt), level...))
 
 	super := make([]byte, VerityBlock)
 	le := binary.LittleEndian
