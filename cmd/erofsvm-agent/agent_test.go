@@ -231,6 +231,7 @@ func TestAgentInVM(t *testing.T) {
 			t.Errorf("status %d, %q", status, stderr)
 		}
 	})
+	testLayers(t, g)
 	t.Run("files go below the base only", func(t *testing.T) {
 		f := agentclient.File{Path: storage.Base + "/files/x", Size: 3 << 20, Mode: 0o640, DirMode: 0o755}
 		if err := g.client.CopyFile(ctx, f, bytes.NewReader(make([]byte, 3<<20))); err != nil {

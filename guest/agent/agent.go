@@ -27,6 +27,7 @@ import (
 	"github.com/erofsvm/erofsvm/guest/server"
 	"github.com/erofsvm/erofsvm/guest/storage"
 	"github.com/erofsvm/erofsvm/guest/uevent"
+	"github.com/erofsvm/erofsvm/guest/verity"
 )
 
 const (
@@ -75,7 +76,7 @@ func Run(began time.Time) error {
 	calls, err := server.New(server.Config{
 		Containers: container.NewManager(
 			container.Dirs{Base: storage.Base, State: stateDir},
-			uevent.Finder{Sys: "/sys", Dev: "/dev"}),
+			storageSystem(modules, log)),
 		Sandbox: &server.Sandbox{Base: storage.Base},
 		Log:     log,
 		Ready:   ready,
@@ -94,6 +95,23 @@ func Run(began time.Time) error {
 
 	boot.ReapOrphans(ctx.Done())
 	return context.Cause(ctx)
+}
+
+// storageSystem is what mounts of this guest are made with. Layers that turn out
+// to be corrupt are named in the log.
+func storageSystem(modules []boot.Module, log *slog.Logger) storage.System {
+	devices := verity.New(log)
+	return storage.System{
+		Disks:   uevent.Finder{Sys: "/sys", Dev: "/dev"},
+		Modules: boot.NewDemand(layout.ModuleDir, modules),
+		Verity: storage.VerityFunc(func(l verity.Layer) (storage.Protected, error) {
+			dev, err := devices.Open(l)
+			if err != nil {
+				return nil, err // and not an interface around a nil Device
+			}
+			return dev, nil
+		}),
+	}
 }
 
 // finishBoot does what can wait until the agent listens. What fails is said in

@@ -102,8 +102,8 @@ func TestOrphansAreReapedAndChildrenAreNot(t *testing.T) {
 }
 
 func TestModuleListIsReadInOrder(t *testing.T) {
-	modules, err := parseModules(strings.NewReader("boot vsock.ko\n\nlate  erofs.ko\nboot x-y_z.ko\n"))
-	want := []Module{{layout.StageBoot, "vsock.ko"}, {layout.StageLate, "erofs.ko"}, {layout.StageBoot, "x-y_z.ko"}}
+	modules, err := parseModules(strings.NewReader("boot vsock.ko\n\nlate  erofs.ko\nscsi x-y_z.ko\nverity dm-mod.ko\n"))
+	want := []Module{{layout.StageBoot, "vsock.ko"}, {layout.StageLate, "erofs.ko"}, {layout.StageSCSI, "x-y_z.ko"}, {layout.StageVerity, "dm-mod.ko"}}
 	if err != nil || !reflect.DeepEqual(modules, want) {
 		t.Errorf("%v, %v", modules, err)
 	}

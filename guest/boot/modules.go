@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -16,7 +17,7 @@ import (
 
 // Module is one line of the list of modules.
 type Module struct {
-	Stage string // layout.StageBoot or layout.StageLate
+	Stage string // one of layout.Stages
 	File  string // name within the directory of the list
 }
 
@@ -51,7 +52,7 @@ func parseModules(r io.Reader) ([]Module, error) {
 			continue
 		case len(fields) != 2, filepath.Base(fields[1]) != fields[1]:
 			return nil, fmt.Errorf("line %d: %.80q, want a stage and the name of a file", n, lines.Text())
-		case fields[0] != layout.StageBoot && fields[0] != layout.StageLate:
+		case !slices.Contains(layout.Stages(), fields[0]):
 			return nil, fmt.Errorf("line %d: stage %.20q", n, fields[0])
 		case len(modules) == maxModules:
 			return nil, fmt.Errorf("line %d: more than %d modules", n, maxModules)
@@ -76,13 +77,17 @@ func LoadModules(dir, stage string, modules []Module) error {
 	return errors.Join(failed...)
 }
 
+// loadModule loads a module that is not there yet. One that finds nothing to
+// drive on this machine (ENODEV, as a hash for instructions that the processor
+// lacks) is no error: what cannot do without it will say so.
 func loadModule(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("load module: %w", err)
 	}
 	defer f.Close()
-	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
+	err = unix.FinitModule(int(f.Fd()), "", 0)
+	if err != nil && !errors.Is(err, unix.EEXIST) && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("load module %s: %w", path, err)
 	}
 	return nil

@@ -63,6 +63,11 @@ func Root() error {
 
 // Mounts mounts what every system has. A filesystem that the kernel mounted
 // already, as it may do with devtmpfs, is left.
+//
+// All mounts are shared, as init systems make them: a container that is being
+// created has, until it changes its root directory, a copy of every mount, and
+// an unmount must reach that too. Otherwise the layers of another container stay
+// mounted there, unwritten data and all, when their disks are pulled.
 func Mounts() error {
 	unix.Umask(0o022)
 	for _, m := range mounts {
@@ -72,6 +77,9 @@ func Mounts() error {
 		if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil && err != unix.EBUSY {
 			return fmt.Errorf("mount %s: %w", m.target, err)
 		}
+	}
+	if err := unix.Mount("", "/", "", unix.MS_SHARED|unix.MS_REC, ""); err != nil {
+		return fmt.Errorf("share mounts with the namespaces of containers: %w", err)
 	}
 	return devLinks()
 }

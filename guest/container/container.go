@@ -52,8 +52,8 @@ const keepFinished = 64
 
 // create mounts the root filesystem and starts the first process, which then
 // waits for start. On an error nothing is left of either.
-func (c *Container) create(ctx context.Context, dirs Dirs, plan storage.Rootfs, spec *specs.Spec, find storage.Finder) (err error) {
-	if c.mounted, err = plan.Mount(ctx, dirs.Base, find); err != nil {
+func (c *Container) create(ctx context.Context, dirs Dirs, plan storage.Rootfs, spec *specs.Spec, system storage.System) (err error) {
+	if c.mounted, err = plan.Mount(ctx, dirs.Base, system); err != nil {
 		return err
 	}
 	defer func() {

@@ -21,17 +21,17 @@ type Dirs struct {
 
 // Manager holds the containers of the guest.
 type Manager struct {
-	dirs Dirs
-	find storage.Finder
+	dirs   Dirs
+	system storage.System
 
 	mu         sync.Mutex
 	containers map[string]*Container
 }
 
-// NewManager returns a Manager without containers. find is asked for the disks
-// of root filesystems.
-func NewManager(dirs Dirs, find storage.Finder) *Manager {
-	return &Manager{dirs: dirs, find: find, containers: map[string]*Container{}}
+// NewManager returns a Manager without containers. Root filesystems are mounted
+// with the help of system.
+func NewManager(dirs Dirs, system storage.System) *Manager {
+	return &Manager{dirs: dirs, system: system, containers: map[string]*Container{}}
 }
 
 // Steps is how long the steps of a Create took.
@@ -57,7 +57,7 @@ func (m *Manager) Create(ctx context.Context, id string, storages []*pb.Storage,
 		return Steps{}, err
 	}
 	begun := time.Now()
-	if err := c.create(ctx, m.dirs, plan, oci, m.find); err != nil {
+	if err := c.create(ctx, m.dirs, plan, oci, m.system); err != nil {
 		m.forget(id)
 		return Steps{}, err
 	}

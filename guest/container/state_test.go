@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/erofsvm/erofsvm/guest/storage"
 )
 
 var states = []State{Creating, Created, Starting, Running, Stopped, Removing}
@@ -46,7 +48,7 @@ func TestStoppedStaysStopped(t *testing.T) {
 }
 
 func TestUnknownContainersAreNotFound(t *testing.T) {
-	m := NewManager(Dirs{Base: t.TempDir(), State: t.TempDir()}, nil)
+	m := NewManager(Dirs{Base: t.TempDir(), State: t.TempDir()}, storage.System{})
 	_, waitErr := m.Wait(t.Context(), "c", "")
 	_, readErr := m.ReadStdout(t.Context(), "c", "", make([]byte, 1))
 	for name, err := range map[string]error{
@@ -60,7 +62,7 @@ func TestUnknownContainersAreNotFound(t *testing.T) {
 }
 
 func TestIDIsTakenOnce(t *testing.T) {
-	m := NewManager(Dirs{Base: t.TempDir(), State: t.TempDir()}, nil)
+	m := NewManager(Dirs{Base: t.TempDir(), State: t.TempDir()}, storage.System{})
 	if _, err := m.reserve("c"); err != nil {
 		t.Fatal(err)
 	}

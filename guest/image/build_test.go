@@ -83,7 +83,9 @@ func TestInitrdHoldsTheContract(t *testing.T) {
 		t.Errorf("%s is not the agent", layout.Init)
 	}
 	const list = "boot vsock.ko\nboot vmw_vsock_virtio_transport.ko\n" +
-		"late virtio_blk.ko\nlate erofs.ko\nlate overlay.ko\nlate virtio-rng.ko\n"
+		"late virtio_blk.ko\nlate erofs.ko\nlate overlay.ko\nlate virtio-rng.ko\n" +
+		"scsi scsi_mod.ko\nscsi virtio_scsi.ko\nscsi sd_mod.ko\n" +
+		"verity sha256-ssse3.ko\nverity dm-mod.ko\nverity dm-verity.ko\n"
 	if got := content["modules/list"]; got != list {
 		t.Errorf("%s:\n%s\nwant:\n%s", layout.ModuleList, got, list)
 	}
@@ -133,7 +135,7 @@ func TestBadInputsAreNamed(t *testing.T) {
 		{"module that is something else", func(t *testing.T, o *Options) {
 			write(t, filepath.Join(o.KernelDir, "lib/modules/6.1.0-test/kernel/fs/erofs.ko.gz"), []byte("<html>"))
 		}, nil, "erofs.ko.gz is not ELF"},
-		{"unknown stage", func(_ *testing.T, o *Options) { o.Modules = []Want{{"erofs", "never"}} }, nil, `no stage "never"`},
+		{"unknown stage", func(_ *testing.T, o *Options) { o.Modules = []Want{{Name: "erofs", Stage: "never"}} }, nil, `no stage "never"`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			options := syntheticOptions(t)

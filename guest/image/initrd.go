@@ -39,7 +39,12 @@ func writeInitrd(w io.Writer, agent []byte, modules []Module) error {
 	for name, mode := range directories {
 		records = append(records, cpio.Directory(name, mode))
 	}
+	written := map[string]bool{}
 	for _, m := range modules {
+		if written[m.File] {
+			continue
+		}
+		written[m.File] = true
 		records = append(records, cpio.StaticFile(entry(path.Join(layout.ModuleDir, m.File)), string(m.data), 0o644))
 	}
 	// Sorted by name, a directory comes before what is in it.

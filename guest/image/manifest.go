@@ -87,7 +87,7 @@ func (r Report) WriteTable(w io.Writer) error {
 			row(layout.Init, in.Bytes, "the agent")
 		}
 	}
-	for _, stage := range []string{layout.StageBoot, layout.StageLate} {
+	for _, stage := range layout.Stages() {
 		var total int64
 		var names []byte
 		for _, m := range r.Modules {
@@ -97,7 +97,9 @@ func (r Report) WriteTable(w io.Writer) error {
 				names = append(names, m.Name[:len(m.Name)-len(".ko")]...)
 			}
 		}
-		row(layout.ModuleDir, total, stage+":"+string(names))
+		if len(names) > 0 {
+			row(layout.ModuleDir, total, stage+":"+string(names))
+		}
 	}
 	if err := table.Flush(); err != nil {
 		return err

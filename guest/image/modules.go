@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/erofsvm/erofsvm/guest/layout"
@@ -19,29 +21,44 @@ import (
 type Want struct {
 	Name  string
 	Stage string
+	// Optional leaves the module out where the kernel does not have it.
+	Optional bool
 }
 
 // DefaultModules are the modules of a pod, in the order in which they are
 // wanted: before the agent listens only the transport it listens on, then what
-// the first storage needs. Each costs the boot of every pod some milliseconds,
-// so what nothing uses yet is not here. Whatever the kernel has built in is
-// skipped; virtio and its PCI transport usually are.
+// the first storage needs. Each of those costs the boot of every pod some
+// milliseconds; what only some pods need is in a stage of its own, and costs the
+// others its size. Whatever the kernel has built in is skipped; virtio and its
+// PCI transport usually are.
 func DefaultModules() []Want {
 	return []Want{
-		{"virtio_pci", layout.StageBoot},
-		{"vmw_vsock_virtio_transport", layout.StageBoot},
-		{"virtio_blk", layout.StageLate},
-		{"erofs", layout.StageLate},
-		{"ext4", layout.StageLate},
-		{"overlay", layout.StageLate},
-		{"virtio_rng", layout.StageLate},
+		{Name: "virtio_pci", Stage: layout.StageBoot},
+		{Name: "vmw_vsock_virtio_transport", Stage: layout.StageBoot},
+		{Name: "virtio_blk", Stage: layout.StageLate},
+		{Name: "erofs", Stage: layout.StageLate},
+		{Name: "ext4", Stage: layout.StageLate},
+		{Name: "overlay", Stage: layout.StageLate},
+		{Name: "virtio_rng", Stage: layout.StageLate},
+		{Name: "virtio_scsi", Stage: layout.StageSCSI},
+		{Name: "sd_mod", Stage: layout.StageSCSI},
+		// The hashes in plain C, which kernels have built in to check modules, do
+		// for dm-verity; these use what the processor has for them. Since Linux
+		// 6.16 they are part of lib/crypto and no modules of their own.
+		{Name: "sha256_ssse3", Stage: layout.StageVerity, Optional: true},
+		{Name: "sha512_ssse3", Stage: layout.StageVerity, Optional: true},
+		{Name: "sha256_generic", Stage: layout.StageVerity, Optional: true},
+		{Name: "sha512_generic", Stage: layout.StageVerity, Optional: true},
+		{Name: "dm_verity", Stage: layout.StageVerity},
 	}
 }
 
-// Module is one module of the image.
+// Module is one line of layout.ModuleList. A file that several stages need is
+// in the image once.
 type Module struct {
 	File  string // in layout.ModuleDir
 	Stage string
+	path  string // in the kernel's package
 	data  []byte // uncompressed, without signature
 }
 
@@ -57,8 +74,15 @@ func loadModules(dir string, wants []Want) ([]Module, error) {
 		return nil, err
 	}
 	modules := make([]Module, 0, len(placed))
-	seen := make(map[string]string, len(placed))
+	seen := make(map[string]Module, len(placed)) // by file
 	for _, p := range placed {
+		file := moduleFile(p.path)
+		if other, twice := seen[file]; twice && other.path == p.path {
+			modules = append(modules, Module{File: file, Stage: p.stage, path: p.path, data: other.data})
+			continue
+		} else if twice {
+			return nil, fmt.Errorf("modules %s and %s would both be %s/%s", other.path, p.path, layout.ModuleDir, file)
+		}
 		packed, err := readBounded(filepath.Join(dir, filepath.FromSlash(p.path)), maxModule)
 		if errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%w %s: modules.dep names it, but %w", ErrNoModule, p.path, err)
@@ -73,12 +97,8 @@ func loadModules(dir string, wants []Want) ([]Module, error) {
 		if !bytes.HasPrefix(data, []byte(elf.ELFMAG)) {
 			return nil, fmt.Errorf("module %s is not ELF", p.path)
 		}
-		file := moduleFile(p.path)
-		if other, twice := seen[file]; twice {
-			return nil, fmt.Errorf("modules %s and %s would both be %s/%s", other, p.path, layout.ModuleDir, file)
-		}
-		seen[file] = p.path
-		modules = append(modules, Module{File: file, Stage: p.stage, data: unsigned(data)})
+		seen[file] = Module{File: file, Stage: p.stage, path: p.path, data: unsigned(data)}
+		modules = append(modules, seen[file])
 	}
 	return modules, nil
 }
@@ -226,53 +246,73 @@ type placed struct {
 }
 
 // resolve puts wants and what they depend on into the order of loading: the
-// stages as they stand in wants, a dependency with the first that needs it.
+// stages as they stand in wants, a dependency with the first that needs it. A
+// stage on demand may be the only one that is loaded of its kind, so it has all
+// that the stages of every guest do not bring.
 func (c *catalog) resolve(wants []Want) ([]placed, error) {
-	var order []placed
-	const visiting, done = 1, 2
-	state := map[string]int{}
-	var visit func(name, stage, why string) error
-	visit = func(name, stage, why string) error {
-		if c.builtins[name] || state[name] == done {
-			return nil
-		}
-		if state[name] == visiting {
-			return fmt.Errorf("module %s depends on itself by way of %s", name, why)
-		}
-		file, ok := c.paths[name]
-		if !ok {
-			return fmt.Errorf("%w %s (%s): neither in %s/modules.dep nor in modules.builtin; use a kernel that has it",
-				ErrNoModule, name, why, c.dir)
-		}
-		state[name] = visiting
-		for _, soft := range c.softPre[name] {
-			if provider, ok := c.softProvider(soft); ok && state[provider] != visiting {
-				if err := visit(provider, stage, "soft dependency of "+name); err != nil {
-					return err
-				}
-			}
-		}
-		for _, need := range c.needs[name] {
-			if err := visit(need, stage, "dependency of "+name); err != nil {
-				return err
-			}
-		}
-		state[name] = done
-		order = append(order, placed{file, stage})
-		return nil
-	}
+	r := resolution{catalog: c, state: map[string]int{}}
+	always := r.state
+	stage := layout.StageBoot
 	for _, want := range wants {
-		if want.Stage != layout.StageBoot && want.Stage != layout.StageLate {
+		before, after := slices.Index(layout.Stages(), stage), slices.Index(layout.Stages(), want.Stage)
+		switch {
+		case after < 0:
 			return nil, fmt.Errorf("module %s: there is no stage %q", want.Name, want.Stage)
-		}
-		if want.Stage == layout.StageBoot && len(order) > 0 && order[len(order)-1].stage == layout.StageLate {
+		case after < before:
 			return nil, fmt.Errorf("module %s: stage %s is over", want.Name, want.Stage)
+		case after > before && layout.OnDemand(want.Stage):
+			r.state = maps.Clone(always)
 		}
-		if err := visit(moduleName(want.Name), want.Stage, "wanted in stage "+want.Stage); err != nil {
+		stage = want.Stage
+		name := moduleName(want.Name)
+		if _, there := c.paths[name]; want.Optional && !there {
+			continue
+		}
+		if err := r.visit(name, stage, "wanted in stage "+stage); err != nil {
 			return nil, err
 		}
 	}
-	return order, nil
+	return r.order, nil
+}
+
+// resolution is how far resolve has come.
+type resolution struct {
+	*catalog
+	order []placed
+	state map[string]int // by name: visiting, or done
+}
+
+const visiting, done = 1, 2
+
+// visit places a module after what it depends on.
+func (r *resolution) visit(name, stage, why string) error {
+	if r.builtins[name] || r.state[name] == done {
+		return nil
+	}
+	if r.state[name] == visiting {
+		return fmt.Errorf("module %s depends on itself by way of %s", name, why)
+	}
+	file, ok := r.paths[name]
+	if !ok {
+		return fmt.Errorf("%w %s (%s): neither in %s/modules.dep nor in modules.builtin; use a kernel that has it",
+			ErrNoModule, name, why, r.dir)
+	}
+	r.state[name] = visiting
+	for _, soft := range r.softPre[name] {
+		if provider, ok := r.softProvider(soft); ok && r.state[provider] != visiting {
+			if err := r.visit(provider, stage, "soft dependency of "+name); err != nil {
+				return err
+			}
+		}
+	}
+	for _, need := range r.needs[name] {
+		if err := r.visit(need, stage, "dependency of "+name); err != nil {
+			return err
+		}
+	}
+	r.state[name] = done
+	r.order = append(r.order, placed{file, stage})
+	return nil
 }
 
 // softProvider names the module to load for a soft dependency. Nothing is to be

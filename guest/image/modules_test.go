@@ -1,18 +1,23 @@
 package image
 
 import (
+	"bytes"
 	"debug/elf"
 	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/u-root/u-root/pkg/cpio"
+
 	"github.com/erofsvm/erofsvm/guest/layout"
 )
 
 const (
-	boot = layout.StageBoot
-	late = layout.StageLate
+	boot   = layout.StageBoot
+	late   = layout.StageLate
+	scsi   = layout.StageSCSI
+	verity = layout.StageVerity
 )
 
 func TestModulesAreLoadedAfterWhatTheyNeed(t *testing.T) {
@@ -25,49 +30,61 @@ func TestModulesAreLoadedAfterWhatTheyNeed(t *testing.T) {
 		{
 			name:  "dependencies stand in reverse",
 			files: map[string]string{"modules.dep": "a.ko: b.ko c.ko\nb.ko: c.ko\nc.ko:\n"},
-			wants: []Want{{"a", boot}},
+			wants: []Want{{Name: "a", Stage: boot}},
 			order: "boot c.ko boot b.ko boot a.ko",
 		},
 		{
 			name:  "a dependency is loaded once, with the first that needs it",
 			files: map[string]string{"modules.dep": "a.ko: c.ko\nb.ko: c.ko\nc.ko:\n"},
-			wants: []Want{{"a", boot}, {"b", late}},
+			wants: []Want{{Name: "a", Stage: boot}, {Name: "b", Stage: late}},
 			order: "boot c.ko boot a.ko late b.ko",
 		},
 		{
 			name:  "names are the same with dashes",
 			files: map[string]string{"modules.dep": "k/dm-verity.ko.zst: k/dm_mod.ko\nk/dm_mod.ko:\n"},
-			wants: []Want{{"dm_verity", late}},
+			wants: []Want{{Name: "dm_verity", Stage: late}},
 			order: "late dm_mod.ko late dm-verity.ko",
 		},
 		{
 			name:  "what is built in is skipped",
 			files: map[string]string{"modules.dep": "a.ko:\n", "modules.builtin": "kernel/fs/ext4/ext4.ko\n"},
-			wants: []Want{{"ext4", late}, {"a", late}},
+			wants: []Want{{Name: "ext4", Stage: late}, {Name: "a", Stage: late}},
 			order: "late a.ko",
 		},
 		{
 			name:  "a soft dependency that is built in under an alias is skipped",
 			files: map[string]string{"modules.dep": "a.ko:\nfast.ko:\n", "modules.softdep": "# comment\nsoftdep a pre: crc32c\n", "modules.alias": "alias crc32c fast\n", "modules.builtin.modinfo": "crc32c_generic.license=GPL\x00crc32c_generic.alias=crc32c\x00"},
-			wants: []Want{{"a", boot}},
+			wants: []Want{{Name: "a", Stage: boot}},
 			order: "boot a.ko",
 		},
 		{
 			name:  "a soft dependency on an alias takes the first module that has it",
 			files: map[string]string{"modules.dep": "a.ko:\nfast.ko:\n", "modules.softdep": "softdep a pre: crc-32c post: other\n", "modules.alias": "# comment\nalias pci:v* net\nalias crc_32c fast\nalias crc_32c slow\n"},
-			wants: []Want{{"a", boot}},
+			wants: []Want{{Name: "a", Stage: boot}},
 			order: "boot fast.ko boot a.ko",
 		},
 		{
 			name:  "a soft dependency that does not exist is none",
 			files: map[string]string{"modules.dep": "a.ko:\n", "modules.softdep": "softdep a pre: nothing\n"},
-			wants: []Want{{"a", boot}},
+			wants: []Want{{Name: "a", Stage: boot}},
 			order: "boot a.ko",
+		},
+		{
+			name:  "a stage on demand does not rely on another one",
+			files: map[string]string{"modules.dep": "a.ko: c.ko\nb.ko: c.ko d.ko\nc.ko:\nd.ko:\n"},
+			wants: []Want{{Name: "d", Stage: late}, {Name: "a", Stage: scsi}, {Name: "c", Stage: scsi}, {Name: "b", Stage: verity}},
+			order: "late d.ko scsi c.ko scsi a.ko verity c.ko verity b.ko",
+		},
+		{
+			name:  "what is optional is left out where it is not there",
+			files: map[string]string{"modules.dep": "a.ko:\nb.ko: \n"},
+			wants: []Want{{Name: "fast", Stage: late, Optional: true}, {Name: "b", Stage: late, Optional: true}, {Name: "a", Stage: late}},
+			order: "late b.ko late a.ko",
 		},
 		{
 			name:  "soft dependencies may go in a circle",
 			files: map[string]string{"modules.dep": "a.ko:\nb.ko:\n", "modules.softdep": "softdep a pre: b\nsoftdep b pre: a\n"},
-			wants: []Want{{"a", boot}},
+			wants: []Want{{Name: "a", Stage: boot}},
 			order: "boot b.ko boot a.ko",
 		},
 	} {
@@ -87,6 +104,35 @@ func TestModulesAreLoadedAfterWhatTheyNeed(t *testing.T) {
 	}
 }
 
+// TestFileOfTwoStagesIsInTheImageOnce builds what two stages share.
+func TestFileOfTwoStagesIsInTheImageOnce(t *testing.T) {
+	modules, err := loadModules(moduleTree(t, map[string]string{"modules.dep": "a.ko: c.ko\nb.ko: c.ko\nc.ko:\n"}),
+		[]Want{{Name: "a", Stage: scsi}, {Name: "b", Stage: verity}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var initrd bytes.Buffer
+	if err := writeInitrd(&initrd, nil, modules); err != nil {
+		t.Fatal(err)
+	}
+	records, err := cpio.ReadAllRecords(cpio.Newc.Reader(bytes.NewReader(initrd.Bytes())))
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := 0
+	for _, r := range records {
+		if r.Name == "modules/c.ko" {
+			found++
+		}
+	}
+	if found != 1 {
+		t.Errorf("c.ko is in the image %d times", found)
+	}
+	if got := moduleList(modules); got != "scsi c.ko\nscsi a.ko\nverity c.ko\nverity b.ko\n" {
+		t.Errorf("list %q", got)
+	}
+}
+
 func TestBadModuleTablesAreRefused(t *testing.T) {
 	for _, c := range []struct {
 		name  string
@@ -95,15 +141,17 @@ func TestBadModuleTablesAreRefused(t *testing.T) {
 		is    error
 		says  string
 	}{
-		{"missing module", "b.ko:\n", []Want{{"a", boot}}, ErrNoModule, "no module a"},
-		{"missing dependency", "a.ko: b.ko\n", []Want{{"a", boot}}, ErrNoModule, "dependency of a"},
-		{"circle", "a.ko: b.ko\nb.ko: a.ko\n", []Want{{"a", boot}}, nil, "depends on itself"},
-		{"path that climbs", "../../../etc/a.ko:\n", []Want{{"a", boot}}, nil, "below this directory"},
-		{"absolute path", "a.ko: /etc/b.ko\n", []Want{{"a", boot}}, nil, "below this directory"},
-		{"no module", "a.txt:\n", []Want{{"a", boot}}, nil, "no module"},
-		{"no colon", "a.ko\n", []Want{{"a", boot}}, nil, "colon"},
-		{"same file name twice", "x/a.ko: y/a-b.ko\ny/a-b.ko: z/a_b.ko\nz/a_b.ko:\nx/a_b.ko:\n", []Want{{"a", boot}}, nil, "depends on itself"},
-		{"stage that is over", "a.ko:\nb.ko:\n", []Want{{"a", late}, {"b", boot}}, nil, "is over"},
+		{"missing module", "b.ko:\n", []Want{{Name: "a", Stage: boot}}, ErrNoModule, "no module a"},
+		{"missing dependency", "a.ko: b.ko\n", []Want{{Name: "a", Stage: boot}}, ErrNoModule, "dependency of a"},
+		{"circle", "a.ko: b.ko\nb.ko: a.ko\n", []Want{{Name: "a", Stage: boot}}, nil, "depends on itself"},
+		{"path that climbs", "../../../etc/a.ko:\n", []Want{{Name: "a", Stage: boot}}, nil, "below this directory"},
+		{"absolute path", "a.ko: /etc/b.ko\n", []Want{{Name: "a", Stage: boot}}, nil, "below this directory"},
+		{"no module", "a.txt:\n", []Want{{Name: "a", Stage: boot}}, nil, "no module"},
+		{"no colon", "a.ko\n", []Want{{Name: "a", Stage: boot}}, nil, "colon"},
+		{"same file name twice", "x/a.ko: y/a-b.ko\ny/a-b.ko: z/a_b.ko\nz/a_b.ko:\nx/a_b.ko:\n", []Want{{Name: "a", Stage: boot}}, nil, "depends on itself"},
+		{"optional module without its dependency", "a.ko: b.ko\n", []Want{{Name: "a", Stage: boot, Optional: true}}, ErrNoModule, "dependency of a"},
+		{"stage on demand that is over", "a.ko:\nb.ko:\n", []Want{{Name: "a", Stage: verity}, {Name: "b", Stage: scsi}}, nil, "is over"},
+		{"stage that is over", "a.ko:\nb.ko:\n", []Want{{Name: "a", Stage: late}, {Name: "b", Stage: boot}}, nil, "is over"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := loadModules(moduleTree(t, map[string]string{"modules.dep": c.dep}), c.wants)
@@ -159,7 +207,7 @@ func FuzzModuleTables(f *testing.F) {
 				t.Errorf("%q leaves the directory", path)
 			}
 		}
-		_, _ = c.resolve([]Want{{"a", boot}})
+		_, _ = c.resolve([]Want{{Name: "a", Stage: boot}})
 	})
 }
 

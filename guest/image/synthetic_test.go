@@ -49,7 +49,10 @@ func syntheticOptions(t *testing.T) Options {
 		"kernel/net/vsock.ko.gz:",
 		"kernel/net/vmw_vsock_virtio_transport.ko.gz: kernel/net/vsock.ko.gz",
 		"kernel/drivers/virtio_blk.ko.gz:", "kernel/fs/erofs.ko.gz:", "kernel/fs/overlay.ko.gz:",
-		"kernel/drivers/virtio_net.ko.gz:", "kernel/drivers/virtio-rng.ko.gz:", "kernel/drivers/md/dm-verity.ko.gz:",
+		"kernel/drivers/virtio_net.ko.gz:", "kernel/drivers/virtio-rng.ko.gz:",
+		"kernel/drivers/md/dm-mod.ko.gz:", "kernel/drivers/md/dm-verity.ko.gz: kernel/drivers/md/dm-mod.ko.gz",
+		"kernel/drivers/scsi/scsi_mod.ko.gz:", "kernel/drivers/scsi/virtio_scsi.ko.gz: kernel/drivers/scsi/scsi_mod.ko.gz",
+		"kernel/drivers/scsi/sd_mod.ko.gz: kernel/drivers/scsi/scsi_mod.ko.gz", "kernel/arch/x86/crypto/sha256-ssse3.ko.gz:",
 	} {
 		dep.WriteString(line + "\n")
 		file, _, _ := strings.Cut(line, ":")

@@ -1,5 +1,5 @@
 // Package layout names the places inside the guest image that its builder and
-// the agent must agree on. It holds constants only.
+// the agent must agree on. It holds names only.
 package layout
 
 const (
@@ -11,15 +11,26 @@ const (
 	ModuleDir = "/modules"
 
 	// ModuleList is a text file, one module a line, "<stage> <file>", in the
-	// order in which they must be loaded. Stage "boot" is needed before the
-	// agent can listen; stage "late" is loaded once it listens, and before the
-	// first storage is mounted.
+	// order in which they must be loaded within their stage.
 	ModuleList = ModuleDir + "/list"
-
-	// StageBoot and StageLate are the stages of ModuleList.
-	StageBoot = "boot"
-	StageLate = "late"
 )
+
+// The stages of ModuleList. Every guest loads the first two, in this order; each
+// of the others is loaded when something first needs it, by itself and in any
+// order, so that it costs no time where nothing does. A module that two of those
+// need stands in both.
+const (
+	StageBoot   = "boot"   // before the agent can listen
+	StageLate   = "late"   // once it listens, before the first storage is mounted
+	StageSCSI   = "scsi"   // before the first disk of a SCSI controller
+	StageVerity = "verity" // before the first layer with a hash tree
+)
+
+// Stages returns all stages, in the order in which they stand in ModuleList.
+func Stages() []string { return []string{StageBoot, StageLate, StageSCSI, StageVerity} }
+
+// OnDemand reports whether a stage is loaded only when something needs it.
+func OnDemand(stage string) bool { return stage == StageSCSI || stage == StageVerity }
 
 // Vsock ports of the guest, and of the host for PortReady.
 const (

@@ -113,7 +113,7 @@ func (a *agent) GetGuestDetails(context.Context, *pb.GuestDetailsRequest) (*pb.G
 	return &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
 		Version:         Version,
 		InitDaemon:      os.Getpid() == 1,
-		StorageHandlers: []string{"blk"},
+		StorageHandlers: storage.Drivers(),
 		SupportsSeccomp: container.SupportsSeccomp,
 	}}, nil
 }

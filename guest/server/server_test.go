@@ -20,6 +20,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/container"
+	"github.com/erofsvm/erofsvm/guest/storage"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -31,7 +32,7 @@ func serve(t *testing.T) (pb.AgentServiceService, pb.HealthService, string) {
 	ready := make(chan struct{})
 	close(ready)
 	s, err := New(Config{
-		Containers: container.NewManager(container.Dirs{Base: base, State: t.TempDir()}, nil),
+		Containers: container.NewManager(container.Dirs{Base: base, State: t.TempDir()}, storage.System{}),
 		Sandbox:    &Sandbox{Base: base},
 		Log:        slog.New(slog.DiscardHandler),
 		Ready:      ready,

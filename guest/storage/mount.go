@@ -83,6 +83,16 @@ func kernelMessages(fs int) string {
 	return strings.Join(lines, "; ")
 }
 
+// writeBack returns when everything that was written below path is on its disk.
+func writeBack(path string) error {
+	dir, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(dir)
+	return os.NewSyscallError("syncfs", unix.Syncfs(dir))
+}
+
 // unmount takes the mount away from path. One that is busy is an error, not
 // detached behind the back: the disk below is about to be pulled.
 func unmount(path string) error {

@@ -14,19 +14,27 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
+	"github.com/erofsvm/erofsvm/guest/uevent"
 )
 
 // loopDisks finds loop devices in the place of virtio disks: the same kernel
 // code mounts them.
 type loopDisks map[string]string
 
-func (d loopDisks) Find(ctx context.Context, source string) (string, error) {
+func (d loopDisks) Find(ctx context.Context, disk uevent.Disk) (string, error) {
+	source := disk.Source
+	if disk.Partition != 0 {
+		source = fmt.Sprintf("%s p%d", source, disk.Partition)
+	}
 	if dev, ok := d[source]; ok {
 		return dev, nil
 	}
 	<-ctx.Done()
 	return "", ctx.Err()
 }
+
+// system has these disks and nothing else: no modules, no device mapper.
+func (d loopDisks) system() System { return System{Disks: d} }
 
 func loop(t *testing.T, file string) string {
 	t.Helper()
@@ -39,8 +47,13 @@ func loop(t *testing.T, file string) string {
 	return dev
 }
 
-// writable makes an ext4 image with the tree of dir in it.
+// writable makes a disk with an ext4 filesystem that has the tree of dir.
 func writable(t *testing.T, dir string) string {
+	t.Helper()
+	return loop(t, writableImage(t, dir))
+}
+
+func writableImage(t *testing.T, dir string) string {
 	t.Helper()
 	image := filepath.Join(t.TempDir(), "rwlayer.img")
 	if err := os.WriteFile(image, nil, 0o600); err != nil {
@@ -52,10 +65,15 @@ func writable(t *testing.T, dir string) string {
 	if out, err := exec.Command(tool(t, "mkfs.ext4", ""), "-q", "-F", "-d", dir, image).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.ext4: %v: %s", err, out)
 	}
-	return loop(t, image)
+	return image
 }
 
 func layer(t *testing.T, files map[string]string) string {
+	t.Helper()
+	return loop(t, layerImage(t, files))
+}
+
+func layerImage(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range files {
@@ -67,7 +85,7 @@ func layer(t *testing.T, files map[string]string) string {
 	if out, err := exec.Command(tool(t, "mkfs.erofs", "erofs-utils/bin"), "--quiet", image, dir).CombinedOutput(); err != nil {
 		t.Fatalf("mkfs.erofs: %v: %s", err, out)
 	}
-	return loop(t, image)
+	return image
 }
 
 func plan(t *testing.T, base string, storages ...*pb.Storage) Rootfs {
@@ -105,7 +123,7 @@ func TestRootfsIsJoinedAndTakenDown(t *testing.T) {
 	}
 	p := plan(t, base, upper(optMkdir+"{{ mount 0 }}/upper:0751", optMkdir+"{{ mount 0 }}/work:0700"), lower("08/01"), lower("08/02"))
 	for range 2 { // the second time on a layer that was used
-		m, err := p.Mount(t.Context(), base, disks)
+		m, err := p.Mount(t.Context(), base, disks.system())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -135,7 +153,7 @@ func TestSingleLayerIsReadOnly(t *testing.T) {
 		return
 	}
 	base := t.TempDir()
-	m, err := plan(t, base, lower("08/01")).Mount(t.Context(), base, loopDisks{"08/01": layer(t, map[string]string{"a": "a"})})
+	m, err := plan(t, base, lower("08/01")).Mount(t.Context(), base, loopDisks{"08/01": layer(t, map[string]string{"a": "a"})}.system())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -148,8 +166,8 @@ func TestSingleLayerIsReadOnly(t *testing.T) {
 	nothingLeft(t, base)
 }
 
-// TestOverlayOfManyLayers has more lower layers than an option page of mount(2)
-// would hold.
+// TestOverlayOfManyLayers has as many lower layers as the kernel takes, and far
+// more than an option page of mount(2) would hold.
 func TestOverlayOfManyLayers(t *testing.T) {
 	if privateMounts(t) {
 		return
@@ -157,16 +175,16 @@ func TestOverlayOfManyLayers(t *testing.T) {
 	base := t.TempDir()
 	disks := loopDisks{"08/00": writable(t, t.TempDir())}
 	storages := []*pb.Storage{upper()}
-	for i := range 100 {
-		source := fmt.Sprintf("09/%02x", i)
+	for i := range maxLowers {
+		source := fmt.Sprintf("%02x/%02x", 9+i/256, i%256)
 		disks[source] = layer(t, map[string]string{fmt.Sprint(i): ""})
 		storages = append(storages, lower(source))
 	}
-	m, err := plan(t, base, storages...).Mount(t.Context(), base, disks)
+	m, err := plan(t, base, storages...).Mount(t.Context(), base, disks.system())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if entries, err := os.ReadDir(m.Path); err != nil || len(entries) != 100 {
+	if entries, err := os.ReadDir(m.Path); err != nil || len(entries) != maxLowers {
 		t.Errorf("%d files, %v", len(entries), err)
 	}
 	if err := m.Unmount(); err != nil {
@@ -201,7 +219,7 @@ func TestFailedMountLeavesNothing(t *testing.T) {
 			base := t.TempDir()
 			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 			defer cancel()
-			_, err := plan(t, base, upper(), lower("08/01")).Mount(ctx, base, c.disks)
+			_, err := plan(t, base, upper(), lower("08/01")).Mount(ctx, base, c.disks.system())
 			if err == nil || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%v, want %q", err, c.says)
 			}
@@ -216,7 +234,7 @@ func TestContainerDirectoryOfAnotherIsNotTakenOver(t *testing.T) {
 	if err := os.Mkdir(left, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	_, err := plan(t, base, upper(), lower("08/01")).Mount(t.Context(), base, loopDisks{})
+	_, err := plan(t, base, upper(), lower("08/01")).Mount(t.Context(), base, loopDisks{}.system())
 	if !errors.Is(err, os.ErrExist) {
 		t.Errorf("%v", err)
 	}
@@ -231,7 +249,7 @@ func TestBusyRootfsCanBeUnmountedLater(t *testing.T) {
 	}
 	base := t.TempDir()
 	m, err := plan(t, base, upper(), lower("08/01")).Mount(t.Context(), base,
-		loopDisks{"08/00": writable(t, t.TempDir()), "08/01": layer(t, map[string]string{"a": "a"})})
+		loopDisks{"08/00": writable(t, t.TempDir()), "08/01": layer(t, map[string]string{"a": "a"})}.system())
 	if err != nil {
 		t.Fatal(err)
 	}

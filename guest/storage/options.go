@@ -36,6 +36,7 @@ var mountAttrs = map[string]struct{ clear, set int }{
 	"exec":        {unix.MOUNT_ATTR_NOEXEC, 0},
 	"noexec":      {0, unix.MOUNT_ATTR_NOEXEC},
 	"relatime":    {unix.MOUNT_ATTR__ATIME, unix.MOUNT_ATTR_RELATIME},
+	"norelatime":  {0, 0}, // the kernel's default is relatime whatever this says, mount(8)
 	"noatime":     {unix.MOUNT_ATTR__ATIME, unix.MOUNT_ATTR_NOATIME},
 	"strictatime": {unix.MOUNT_ATTR__ATIME, unix.MOUNT_ATTR_STRICTATIME},
 	"diratime":    {unix.MOUNT_ATTR_NODIRATIME, 0},
@@ -46,13 +47,14 @@ var mountAttrs = map[string]struct{ clear, set int }{
 // superOptions are the options of a filesystem that pass. Everything else is
 // refused: options can name other devices (erofs device=, ext4 journal_path=),
 // stop the kernel (errors=panic) or weaken what the layer is trusted for.
-// Documentation/filesystems/{ext4,erofs} of the kernel describe them.
+// Documentation/filesystems/{ext4,erofs,tmpfs} of the kernel describe them.
 var superOptions = sync.OnceValue(func() map[string]*regexp.Regexp {
 	return map[string]*regexp.Regexp{
 		"ext4": regexp.MustCompile(`^(sync|async|dirsync|lazytime|nolazytime|data=(ordered|writeback|journal)|` +
 			`commit=[0-9]{1,4}|barrier|nobarrier|barrier=[01]|discard|nodiscard|delalloc|nodelalloc|` +
 			`errors=(remount-ro|continue)|user_xattr|nouser_xattr|acl|noacl|init_itable|noinit_itable|init_itable=[0-9]{1,4})$`),
-		"erofs": regexp.MustCompile(`^(user_xattr|nouser_xattr|acl|noacl|cache_strategy=(disabled|readahead|readaround))$`),
+		"erofs": regexp.MustCompile(`^(lazytime|nolazytime|user_xattr|nouser_xattr|acl|noacl|cache_strategy=(disabled|readahead|readaround))$`),
+		"tmpfs": regexp.MustCompile(`^(size=[1-9][0-9]{0,17}|nr_inodes=[1-9][0-9]{0,17}|mode=[0-7]{3,4}|inode64)$`),
 	}
 })
 

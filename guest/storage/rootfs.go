@@ -6,39 +6,32 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
-)
 
-// Finder returns the device node of a disk, and waits for it until ctx ends.
-type Finder interface {
-	Find(ctx context.Context, source string) (string, error)
-}
+	"github.com/erofsvm/erofsvm/guest/verity"
+)
 
 // Mounted is a root filesystem that stands.
 type Mounted struct {
 	// Path is the root filesystem.
 	Path string
-	// Disks is how long the last disk kept the mounts waiting, Rest how long
+	// Disks is how long the slowest disk kept its layer waiting, Rest how long
 	// everything else of Mount took.
 	Disks, Rest time.Duration
 
-	undo []undo
-}
-
-type undo struct {
-	what string
-	do   func() error
+	undo undo
+	lost error // what could not be written back
 }
 
 // Mount waits for the disks, mounts the layers side by side below
 // base/<id>/multi-layer and joins them at RootfsPath. On an error everything is
-// taken down again. The wait is bounded by ctx; the mount calls are not.
-func (r Rootfs) Mount(ctx context.Context, base string, find Finder) (_ *Mounted, err error) {
+// taken down again; a layer that does not match its hash tree gives
+// errdefs.ErrDataLoss. The waits are bounded by ctx; the mount calls are not.
+func (r Rootfs) Mount(ctx context.Context, base string, system System) (_ *Mounted, err error) {
 	begun := time.Now()
 	m := &Mounted{Path: RootfsPath(base, r.ID)}
 	defer func() {
@@ -55,7 +48,10 @@ func (r Rootfs) Mount(ctx context.Context, base string, find Finder) (_ *Mounted
 	}
 
 	layers := r.layers(layersDir)
-	if err := m.mountLayers(ctx, layers, find); err != nil {
+	if err := loadModules(ctx, layers, system.Modules); err != nil {
+		return nil, err
+	}
+	if err := m.mountLayers(ctx, layers, system); err != nil {
 		return nil, err
 	}
 	for _, d := range r.Mkdirs {
@@ -63,10 +59,13 @@ func (r Rootfs) Mount(ctx context.Context, base string, find Finder) (_ *Mounted
 			return nil, err
 		}
 	}
-	if r.Upper == nil {
-		err = m.bindLower(layers[0].at)
-	} else {
+	switch {
+	case r.Upper != nil:
 		err = m.joinLayers(layers[0].at, layers[1:])
+	case len(layers) == 1:
+		err = m.bindLower(layers[0].at)
+	default:
+		err = m.joinLowers(layers)
 	}
 	if err != nil {
 		return nil, err
@@ -75,10 +74,11 @@ func (r Rootfs) Mount(ctx context.Context, base string, find Finder) (_ *Mounted
 	return m, nil
 }
 
-// placed is a layer and where it is mounted.
+// placed is a layer, whose it is, and where it is mounted.
 type placed struct {
 	Layer
-	at string
+	container string
+	at        string
 }
 
 // layers lists the layers in the order of Mkdir.Layer: the upper one, then the
@@ -86,49 +86,111 @@ type placed struct {
 func (r Rootfs) layers(dir string) []placed {
 	var all []placed
 	if r.Upper != nil {
-		all = append(all, placed{*r.Upper, filepath.Join(dir, "upper")})
+		all = append(all, placed{*r.Upper, r.ID, filepath.Join(dir, "upper")})
 	}
 	for i, l := range r.Lowers {
-		all = append(all, placed{l, filepath.Join(dir, "lower-"+strconv.Itoa(i))})
+		all = append(all, placed{l, r.ID, filepath.Join(dir, "lower-"+strconv.Itoa(i))})
 	}
 	return all
 }
 
+// loadModules loads what these layers need and other pods do not.
+func loadModules(ctx context.Context, layers []placed, modules Modules) error {
+	loaded := map[string]bool{}
+	for _, l := range layers {
+		for _, stage := range l.stages() {
+			if loaded[stage] {
+				continue
+			}
+			if err := modules.Load(ctx, stage); err != nil {
+				return fmt.Errorf("prepare for %s: %w", l, err)
+			}
+			loaded[stage] = true
+		}
+	}
+	return nil
+}
+
+// standing is how far the mount of a layer came.
+type standing struct {
+	waited time.Duration // for its disk
+	undo   undo
+}
+
+// atOnce is how many layers are mounted, or taken down, at the same time.
+const atOnce = 16
+
 // mountLayers mounts all layers at the same time: each waits for its own disk,
 // and the kernel reads their superblocks side by side.
-func (m *Mounted) mountLayers(ctx context.Context, layers []placed, find Finder) error {
+func (m *Mounted) mountLayers(ctx context.Context, layers []placed, system System) error {
 	for _, l := range layers {
 		if err := m.mkdir(l.at); err != nil {
 			return err
 		}
 	}
-	begun := time.Now()
-	mounted, waited := make([]bool, len(layers)), make([]time.Duration, len(layers))
+	stands := make([]standing, len(layers))
+	m.undo.push("take the layers down", func() error { return takeDown(stands) })
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(16)
+	group.SetLimit(atOnce)
 	for i, l := range layers {
+		group.Go(func() error { return m.mountLayer(ctx, l, system, &stands[i]) })
+	}
+	err := group.Wait()
+	for _, s := range stands {
+		m.Disks = max(m.Disks, s.waited)
+	}
+	return err
+}
+
+// takeDown undoes the mounts of layers side by side: each waits for the kernel
+// to let go of it. It goes on after an error, and leaves what failed for the
+// next call.
+func takeDown(stands []standing) error {
+	errs := make([]error, len(stands))
+	var group errgroup.Group
+	group.SetLimit(atOnce)
+	for i := range stands {
 		group.Go(func() error {
-			disk, err := find.Find(ctx, l.Source)
-			if err != nil {
-				return err
-			}
-			waited[i] = time.Since(begun)
-			super := append([]string{"source=" + disk}, l.super...)
-			if err := mountFS(l.FSType, super, l.attrs, l.at); err != nil {
-				return fmt.Errorf("disk %s: %w", l.Source, err)
-			}
-			mounted[i] = true
+			errs[i] = stands[i].undo.run()
 			return nil
 		})
 	}
-	err := group.Wait()
-	m.Disks = slices.Max(waited)
-	for i, l := range layers {
-		if mounted[i] {
-			m.push("unmount "+l.at, func() error { return unmount(l.at) })
-		}
+	_ = group.Wait()
+	return errors.Join(errs...)
+}
+
+// mountLayer mounts a layer, and leaves in s how to take it down, also after an
+// error.
+func (m *Mounted) mountLayer(ctx context.Context, l placed, system System, s *standing) error {
+	if err := ctx.Err(); err != nil { // another layer failed, or it is too late
+		return fmt.Errorf("%s: %w", l, err)
 	}
-	return err
+	source := l.FSType // all that a filesystem in memory has for a name
+	corrupt := func() error { return nil }
+	if !l.inMemory() {
+		begun := time.Now()
+		node, err := system.Disks.Find(ctx, l.Disk)
+		if err != nil {
+			return err
+		}
+		source, s.waited = node, time.Since(begun)
+	}
+	if l.Verity != nil {
+		dev, err := system.Verity.Open(verity.Layer{Container: l.container, Disk: l.Disk, Node: source, Tree: *l.Verity})
+		if err != nil {
+			return err
+		}
+		s.undo.push("close "+l.String(), dev.Close)
+		source, corrupt = dev.Node(), dev.Corrupt
+	}
+	if err := mountFS(l.FSType, append([]string{"source=" + source}, l.super...), l.attrs, l.at); err != nil {
+		if why := corrupt(); why != nil {
+			return fmt.Errorf("%w: %w", why, err)
+		}
+		return fmt.Errorf("%s: %w", l, err)
+	}
+	s.undo.push("unmount "+l.at, func() error { return m.unmountLayer(l) })
+	return nil
 }
 
 // joinLayers mounts the overlay. Its upper and work directories are those that
@@ -140,15 +202,26 @@ func (m *Mounted) joinLayers(upper string, lowers []placed) error {
 			return err
 		}
 	}
-	super := make([]string, 0, len(lowers)+3)
+	return m.overlay(lowers, 0, "upperdir="+upper+"/upper", "workdir="+upper+"/work")
+}
+
+// joinLowers mounts an overlay that has no upper layer.
+func (m *Mounted) joinLowers(lowers []placed) error {
+	return m.overlay(lowers, unix.MOUNT_ATTR_RDONLY, "ro")
+}
+
+// overlay mounts the lowers, the topmost first, at the root filesystem. The
+// kernel is told of each by itself, "lowerdir+", since Linux 6.8.
+func (m *Mounted) overlay(lowers []placed, attrs int, options ...string) error {
+	super := make([]string, 0, len(lowers)+len(options)+1)
 	for _, l := range lowers {
 		super = append(super, "lowerdir+="+l.at)
 	}
-	super = append(super, "upperdir="+upper+"/upper", "workdir="+upper+"/work", "source=overlay")
-	if err := mountFS("overlay", super, 0, m.Path); err != nil {
+	super = append(append(super, options...), "source=overlay")
+	if err := mountFS("overlay", super, attrs, m.Path); err != nil {
 		return err
 	}
-	m.push("unmount "+m.Path, func() error { return unmount(m.Path) })
+	m.undo.push("unmount "+m.Path, func() error { return unmount(m.Path) })
 	return nil
 }
 
@@ -157,7 +230,7 @@ func (m *Mounted) bindLower(lower string) error {
 	if err := bind(lower, m.Path, unix.MOUNT_ATTR_RDONLY); err != nil {
 		return err
 	}
-	m.push("unmount "+m.Path, func() error { return unmount(m.Path) })
+	m.undo.push("unmount "+m.Path, func() error { return unmount(m.Path) })
 	return nil
 }
 
@@ -167,22 +240,32 @@ func (m *Mounted) mkdir(path string) error {
 	if err := os.Mkdir(path, 0o755); err != nil {
 		return fmt.Errorf("prepare rootfs: %w", err)
 	}
-	m.push("remove "+path, func() error { return removeDir(path) })
+	m.undo.push("remove "+path, func() error { return removeDir(path) })
 	return nil
 }
 
-func (m *Mounted) push(what string, do func() error) { m.undo = append(m.undo, undo{what, do}) }
+// unmountLayer unmounts a layer, a writable one after all of it is on its disk.
+// The kernel does that at the last unmount, but this need not be the last: a
+// container that is being made has this mount too, until it has left the
+// agent's. What cannot be written back does not keep the layer mounted.
+func (m *Mounted) unmountLayer(l placed) error {
+	if !l.ReadOnly() && !l.inMemory() {
+		if err := writeBack(l.at); err != nil {
+			m.lost = fmt.Errorf("write back %s: %w", l, err)
+		}
+	}
+	return unmount(l.at)
+}
 
 // Unmount takes everything down in reverse order. It stops at the first step
 // that fails, since those below depend on it, names it, and can be called again
-// to go on from there. One goroutine at a time may call it.
+// to go on from there. What could not be written back to the upper layer's disk
+// it says when all is down. One goroutine at a time may call it.
 func (m *Mounted) Unmount() error {
-	for len(m.undo) > 0 {
-		last := m.undo[len(m.undo)-1]
-		if err := last.do(); err != nil {
-			return fmt.Errorf("%s: %w", last.what, err)
-		}
-		m.undo = m.undo[:len(m.undo)-1]
+	if err := m.undo.run(); err != nil {
+		return err
 	}
-	return nil
+	lost := m.lost
+	m.lost = nil
+	return lost
 }

@@ -1,4 +1,5 @@
-// Package storage mounts the root filesystem of a container from disks.
+// Package storage mounts the root filesystem of a container from disks, their
+// partitions, and memory.
 //
 // Plan is pure: it holds the storages of a request to the rules and says what
 // is to be mounted. Rootfs.Mount does it, and either all of it stands or
@@ -13,12 +14,12 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
+	"github.com/erofsvm/erofsvm/guest/uevent"
 )
 
 // Base is where the protocol places everything of containers in the guest.
@@ -27,18 +28,6 @@ const Base = "/run/kata-containers"
 // maxLowers is the kernel's bound on lower layers of an overlay
 // (OVL_MAX_STACK, fs/overlayfs/params.h).
 const maxLowers = 500
-
-// Options of a storage that are for the agent, not for the kernel.
-const (
-	optUpper      = "X-kata.overlay-upper"
-	optLower      = "X-kata.overlay-lower"
-	optMultiLayer = "X-kata.multi-layer=true"
-	optMkdir      = "X-kata.mkdir.path="
-	optPrefix     = "X-kata."
-)
-
-// driverBlock is a disk that is named by its PCI path.
-const driverBlock = "blk"
 
 // containerID is what may become a name of a directory. It is narrower than
 // what libcontainer takes, and at most as long as a name may be for cgroups.
@@ -60,13 +49,6 @@ func CheckID(id string) error {
 // RootfsPath is where the root filesystem of a container is mounted.
 func RootfsPath(base, id string) string { return filepath.Join(base, id, "rootfs") }
 
-// Layer is one disk of a root filesystem.
-type Layer struct {
-	Source string // of the disk, as Finder understands it
-	FSType string
-	Options
-}
-
 // Rootfs says what to mount for a container.
 type Rootfs struct {
 	ID     string
@@ -77,7 +59,8 @@ type Rootfs struct {
 
 // Plan holds storages, which all belong to the root filesystem of the container
 // id, to the rules of multi-layer storages: at most one upper, at least one
-// lower, the topmost first, all of them mounted at the rootfs. What breaks a
+// lower, the topmost first, all of them mounted at the rootfs, no disk or
+// partition twice. Several lowers without an upper are a read-only overlay. What breaks a
 // rule gives errdefs.ErrInvalidArgument, what is known but not there yet
 // errdefs.ErrNotImplemented.
 func Plan(base, id string, storages []*pb.Storage) (Rootfs, error) {
@@ -89,7 +72,7 @@ func Plan(base, id string, storages []*pb.Storage) (Rootfs, error) {
 	for i, s := range storages {
 		layer, r, err := parse(RootfsPath(base, id), s)
 		if err != nil {
-			return Rootfs{}, fmt.Errorf("storage %d (%.64q): %w", i, s.GetSource(), err)
+			return Rootfs{}, fmt.Errorf("storage %d (%.32q %.64q): %w", i, s.GetDriver(), s.GetSource(), err)
 		}
 		roles[i] = r
 		switch {
@@ -106,8 +89,9 @@ func Plan(base, id string, storages []*pb.Storage) (Rootfs, error) {
 		return Rootfs{}, fmt.Errorf("rootfs of %s: %d storages and no lower layer among them: %w", id, len(storages), errdefs.ErrInvalidArgument)
 	case n > maxLowers:
 		return Rootfs{}, fmt.Errorf("rootfs of %s: %d lower layers, the kernel takes %d: %w", id, n, maxLowers, errdefs.ErrInvalidArgument)
-	case n > 1 && plan.Upper == nil:
-		return Rootfs{}, fmt.Errorf("rootfs of %s: %d lower layers and no upper one: %w", id, n, errdefs.ErrNotImplemented)
+	}
+	if err := plan.checkDisks(); err != nil {
+		return Rootfs{}, fmt.Errorf("rootfs of %s: %w", id, err)
 	}
 	mkdirs, err := resolveMkdirs(roles)
 	if err != nil {
@@ -115,6 +99,28 @@ func Plan(base, id string, storages []*pb.Storage) (Rootfs, error) {
 	}
 	plan.Mkdirs = mkdirs
 	return plan, nil
+}
+
+// checkDisks refuses a disk or partition that is to be two layers, and a disk
+// that is to be a layer and to have partitions: each is mounted by itself.
+func (r Rootfs) checkDisks() error {
+	taken, whole := map[uevent.Disk]bool{}, map[uevent.Disk]bool{}
+	for _, l := range r.layers("") {
+		if l.inMemory() {
+			continue
+		}
+		disk := l.Disk
+		disk.Partition = 0
+		isWhole, seen := whole[disk]
+		switch {
+		case taken[l.Disk]:
+			return fmt.Errorf("%s is two layers: %w", l, errdefs.ErrInvalidArgument)
+		case seen && isWhole != (l.Disk.Partition == 0):
+			return fmt.Errorf("disk %s is a layer and has partitions that are layers: %w", disk, errdefs.ErrInvalidArgument)
+		}
+		taken[l.Disk], whole[disk] = true, l.Disk.Partition == 0
+	}
+	return nil
 }
 
 // mountOrder returns for each storage its place among the mounted layers: the
@@ -134,67 +140,4 @@ func mountOrder(roles []role) []int {
 		}
 	}
 	return order
-}
-
-// role is what a storage says of its part in the group.
-type role struct {
-	upper  bool
-	mkdirs []string
-}
-
-func parse(rootfs string, s *pb.Storage) (Layer, role, error) {
-	refuse := func(format string, args ...any) (Layer, role, error) {
-		return Layer{}, role{}, fmt.Errorf(format+": %w", append(args, errdefs.ErrInvalidArgument)...)
-	}
-	switch {
-	case s.GetDriver() != driverBlock:
-		return Layer{}, role{}, fmt.Errorf("driver %.64q, only %q is there: %w", s.GetDriver(), driverBlock, errdefs.ErrNotImplemented)
-	case s.GetMountPoint() != rootfs:
-		return refuse("mount point %.256q, want %s", s.GetMountPoint(), rootfs)
-	case len(s.GetDriverOptions()) > 0 || s.GetFsGroup() != nil || s.GetShared():
-		return Layer{}, role{}, fmt.Errorf("driver_options, fs_group and shared mean nothing for a layer: %w", errdefs.ErrNotImplemented)
-	}
-
-	var (
-		r                 role
-		lower, multiLayer bool
-		kernel            []string
-	)
-	for _, o := range s.GetOptions() {
-		switch {
-		case o == optUpper:
-			r.upper = true
-		case o == optLower:
-			lower = true
-		case o == optMultiLayer:
-			multiLayer = true
-		case strings.HasPrefix(o, optMkdir):
-			r.mkdirs = append(r.mkdirs, o[len(optMkdir):])
-		case strings.HasPrefix(o, optPrefix):
-			return Layer{}, role{}, fmt.Errorf("option %.128q: %w", o, errdefs.ErrNotImplemented)
-		default:
-			kernel = append(kernel, o)
-		}
-	}
-	switch {
-	case !multiLayer:
-		return Layer{}, role{}, fmt.Errorf("no option %s, other storages of a rootfs are not there: %w", optMultiLayer, errdefs.ErrNotImplemented)
-	case r.upper == lower:
-		return refuse("want one of the options %s and %s", optUpper, optLower)
-	case r.upper && s.GetFstype() != "ext4":
-		return refuse("upper layer of type %.32q, want ext4", s.GetFstype())
-	case lower && s.GetFstype() != "erofs":
-		return refuse("lower layer of type %.32q, want erofs", s.GetFstype())
-	}
-	options, err := ParseOptions(s.GetFstype(), kernel)
-	if err != nil {
-		return Layer{}, role{}, err
-	}
-	if r.upper && options.ReadOnly() {
-		return refuse("a read-only upper layer")
-	}
-	if lower {
-		options.SetReadOnly()
-	}
-	return Layer{Source: s.GetSource(), FSType: s.GetFstype(), Options: options}, r, nil
 }

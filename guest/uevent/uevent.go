@@ -1,96 +1,198 @@
-// Package uevent waits for a disk to appear in the guest.
+// Package uevent waits for disks and partitions to appear in the guest, and
+// reads the kernel's events.
 //
-// It opens a kernel event socket for each wait and closes it before it
-// returns; it keeps no state, starts no goroutine that outlives a call, never
-// polls and never changes a disk. Finders may be used from any goroutine and at
-// the same time.
+// A Finder opens an event socket for each wait and closes it before it returns.
+// The package keeps no state, starts no goroutine that outlives a call and never
+// polls. Of a disk it changes nothing; all it ever writes is the request to a
+// SCSI controller to look for one unit. Finders may be used from any goroutine
+// and at the same time.
 package uevent
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
+	"strconv"
 	"strings"
-	"sync"
-	"time"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
 
-// Finder finds disks by the place of their controller on the PCI bus.
+// Finder finds disks by their place: that of their controller on the PCI bus,
+// or their address at the SCSI controller.
 type Finder struct {
 	// Sys is where sysfs is mounted, Dev where devtmpfs is.
 	Sys, Dev string
 }
 
-// pciPath is one or more slots in hexadecimal from the root bus to the device,
-// each with an optional function, as the agent protocol writes them.
-var pciPath = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^[0-9a-f]{2}(\.[0-7])?(/[0-9a-f]{2}(\.[0-7])?){0,7}$`)
-})
-
-// kobjectGroup is the multicast group to which the kernel itself sends
-// (lib/kobject_uevent.c); group 2 is what udev sends on.
-const kobjectGroup = 1
-
-// Find returns the device node of the disk at source, a PCI path such as
-// "02/00", and waits for it until ctx ends. It listens before it looks, so a
-// disk that appears in between is not missed. A malformed source gives
-// errdefs.ErrInvalidArgument, a disk that does not come context.DeadlineExceeded.
-func (f Finder) Find(ctx context.Context, source string) (string, error) {
-	if !pciPath().MatchString(source) {
-		return "", fmt.Errorf("disk %q is not a PCI path like \"02/00\": %w", source, errdefs.ErrInvalidArgument)
+// Find returns the device node of a disk or of its partition, once it can be
+// opened, and waits for it until ctx ends. A malformed disk gives
+// errdefs.ErrInvalidArgument, one that does not come context.DeadlineExceeded.
+func (f Finder) Find(ctx context.Context, d Disk) (string, error) {
+	if err := d.Check(); err != nil {
+		return "", err
 	}
-	events, err := listen()
+	// Most often the disk is there: a container has many layers on one.
+	if node, err := f.lookup(d); node != "" || err != nil {
+		return node, err
+	}
+	events, err := Listen()
 	if err != nil {
-		return "", fmt.Errorf("listen for the disk %s: %w", source, err)
+		return "", fmt.Errorf("listen for the disk %s: %w", d, err)
 	}
 	defer events.Close()
-	// A deadline in the past is how a blocked read is woken when ctx ends.
-	stop := context.AfterFunc(ctx, func() { _ = events.SetReadDeadline(time.Unix(1, 0)) })
-	defer stop()
-
+	// Now that nothing is missed: the kernel does not look by itself for a
+	// unit that was there before the controller's driver had been loaded.
+	if d.Driver == SCSI {
+		if err := f.scan(d); err != nil {
+			return "", err
+		}
+	}
 	for {
-		node, err := f.lookup(source)
+		node, err := f.lookup(d)
 		if node != "" || err != nil {
 			return node, err
 		}
-		if err := nextBlockEvent(ctx, events); err != nil {
-			return "", fmt.Errorf("wait for the disk at PCI path %s to appear: %w", source, err)
+		if err := nextDisk(ctx, events); err != nil {
+			return "", fmt.Errorf("wait for the disk %s to appear%s: %w", d, f.partitionsOf(d), err)
 		}
 	}
 }
 
-// lookup returns the node of the disk, or "" when it is not there yet.
-func (f Finder) lookup(source string) (string, error) {
-	dir := filepath.Join(f.Sys, "devices", "pci0000:00")
-	for _, slot := range strings.Split(source, "/") {
-		if !strings.Contains(slot, ".") {
-			slot += ".0"
+// nextDisk returns after the next event that may mean a new disk. What it says
+// is not believed, only that sysfs is worth another look: that way neither a
+// forged nor a lost event does harm.
+func nextDisk(ctx context.Context, events *Events) error {
+	for {
+		event, err := events.Next(ctx)
+		if err != nil || event.Lost || event.Get("SUBSYSTEM") == "block" {
+			return err
 		}
-		// Domain and bus number are the guest's to give; the slot is the host's.
-		found, err := filepath.Glob(filepath.Join(dir, "????:??:"+slot))
-		if err != nil {
-			return "", fmt.Errorf("look for the disk %s: %w", source, err)
-		}
-		if len(found) == 0 {
-			return "", nil
-		}
-		if len(found) > 1 {
-			return "", fmt.Errorf("look for the disk %s: %d devices match below %s", source, len(found), dir)
-		}
-		dir = found[0]
 	}
-	disks, err := filepath.Glob(filepath.Join(dir, "virtio*", "block", "*"))
-	if err != nil || len(disks) == 0 {
+}
+
+// lookup returns the node, or "" when it is not there yet.
+func (f Finder) lookup(d Disk) (string, error) {
+	disk, err := f.sysDisk(d)
+	if disk == "" || err != nil {
 		return "", err
 	}
-	return f.node(disks[0])
+	if d.Partition == 0 {
+		return f.node(disk)
+	}
+	partition := partitionDir(disk, d.Partition)
+	number, err := os.ReadFile(filepath.Join(partition, "partition"))
+	if errors.Is(err, os.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	if strings.TrimSpace(string(number)) != strconv.Itoa(d.Partition) {
+		return "", fmt.Errorf("%s is partition %.16q and not %d", partition, number, d.Partition)
+	}
+	return f.node(partition)
+}
+
+// partitionDir is where sysfs shows a partition. Its name has a "p" in front of
+// the number where that of the disk ends with a digit (block/genhd.c,
+// disk_name).
+func partitionDir(disk string, number int) string {
+	name := filepath.Base(disk)
+	if last := name[len(name)-1]; last >= '0' && last <= '9' {
+		name += "p"
+	}
+	return filepath.Join(disk, name+strconv.Itoa(number))
+}
+
+// partitionsOf says, for an error, what is there instead of a partition.
+func (f Finder) partitionsOf(d Disk) string {
+	if d.Partition == 0 {
+		return ""
+	}
+	disk, err := f.sysDisk(d)
+	if disk == "" || err != nil {
+		return " (nor is the disk there)"
+	}
+	found, err := filepath.Glob(filepath.Join(disk, "*", "partition"))
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf(" (the disk is there, the kernel found %d partitions on it)", len(found))
+}
+
+// sysDisk is where sysfs shows the whole disk, "" if it does not yet.
+func (f Finder) sysDisk(d Disk) (string, error) {
+	pattern := ""
+	switch d.Driver {
+	case SCSI:
+		target, unit, err := d.scsi()
+		if err != nil {
+			return "", err
+		}
+		pattern = filepath.Join(f.Sys, "bus/scsi/devices", fmt.Sprintf("*:0:%d:%d", target, unit), "block", "*")
+	default:
+		dir, err := f.controller(d)
+		if dir == "" || err != nil {
+			return "", err
+		}
+		pattern = filepath.Join(dir, "virtio*", "block", "*")
+	}
+	return only(pattern, d)
+}
+
+// controller is where sysfs shows the PCI device of a disk.
+func (f Finder) controller(d Disk) (string, error) {
+	dir := filepath.Join(f.Sys, "devices", "pci0000:00")
+	for _, slot := range d.slots() {
+		// Domain and bus number are the guest's to give; the slot is the host's.
+		next, err := only(filepath.Join(dir, "????:??:"+slot), d)
+		if next == "" || err != nil {
+			return "", err
+		}
+		dir = next
+	}
+	return dir, nil
+}
+
+// only returns the one name that matches, "" if there is none.
+func only(pattern string, d Disk) (string, error) {
+	found, err := filepath.Glob(pattern)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("look for the disk %s: %w", d, err)
+	case len(found) == 0:
+		return "", nil
+	case len(found) > 1:
+		return "", fmt.Errorf("look for the disk %s: %d devices match %s", d, len(found), pattern)
+	}
+	return found[0], nil
+}
+
+// scan lets the virtio-scsi controller look for the unit, which is done when the
+// write returns (drivers/scsi/scsi_sysfs.c, store_scan). Units that are plugged
+// from then on announce themselves.
+func (f Finder) scan(d Disk) error {
+	target, unit, err := d.scsi()
+	if err != nil {
+		return err
+	}
+	hosts, err := filepath.Glob(filepath.Join(f.Sys, "class/scsi_host/host*"))
+	if err != nil {
+		return fmt.Errorf("look for the disk %s: %w", d, err)
+	}
+	for _, host := range hosts {
+		driver, err := os.ReadFile(filepath.Join(host, "proc_name"))
+		if err != nil || strings.TrimSpace(string(driver)) != "virtio_scsi" {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(host, "scan"), fmt.Appendf(nil, "0 %d %d", target, unit), 0); err != nil {
+			return fmt.Errorf("look for the disk %s: %w", d, err)
+		}
+	}
+	return nil
 }
 
 // node returns the device node of a disk known to sysfs, or "" while devtmpfs
@@ -134,38 +236,4 @@ func opened(node string) (string, error) {
 		return "", fmt.Errorf("open %s: %w", node, err)
 	}
 	return node, unix.Close(fd)
-}
-
-// listen opens a socket that receives the kernel's events from now on.
-func listen() (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_KOBJECT_UEVENT)
-	if err != nil {
-		return nil, os.NewSyscallError("socket(NETLINK_KOBJECT_UEVENT)", err)
-	}
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: kobjectGroup}); err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("bind(NETLINK_KOBJECT_UEVENT)", err)
-	}
-	return os.NewFile(uintptr(fd), "uevent"), nil
-}
-
-// nextBlockEvent returns after the next event that may mean a new disk. What it
-// says is not believed, only that sysfs is worth another look: that way neither
-// a forged nor a lost event does harm.
-func nextBlockEvent(ctx context.Context, events *os.File) error {
-	buf := make([]byte, 8<<10) // UEVENT_BUFFER_SIZE is 2 KiB, include/linux/kobject.h
-	for {
-		n, err := events.Read(buf)
-		switch {
-		case errors.Is(err, unix.ENOBUFS): // events were dropped
-			return nil
-		case err != nil && ctx.Err() != nil:
-			return ctx.Err()
-		case err != nil:
-			return err
-		}
-		if bytes.Contains(buf[:n], []byte("\x00SUBSYSTEM=block\x00")) {
-			return nil
-		}
-	}
 }

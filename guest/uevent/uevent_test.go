@@ -38,7 +38,7 @@ func find(t *testing.T, f Finder, source string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	return f.Find(ctx, source)
+	return f.Find(ctx, Disk{Driver: Block, Source: source})
 }
 
 func TestDiskIsFoundByItsPlace(t *testing.T) {
@@ -120,8 +120,125 @@ func TestNodeThatIsNotThereYetIsAwaited(t *testing.T) {
 func TestMalformedPlaceIsRefusedAtOnce(t *testing.T) {
 	f := Finder{Sys: t.TempDir(), Dev: t.TempDir()}
 	for _, source := range []string{"", "/", "2/0", "08/", "../..", "08/*", "08/0G", "08.9/00", "08/02\n", "/dev/vda", strings.Repeat("08/", 8) + "08"} {
-		if _, err := f.Find(t.Context(), source); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		if _, err := f.Find(t.Context(), Disk{Driver: Block, Source: source}); !errors.Is(err, errdefs.ErrInvalidArgument) {
 			t.Errorf("%q: %v", source, err)
 		}
+	}
+	for _, source := range []string{"", "0", ":", "0:", "00:1", "256:0", "0:16384", "1:2:3", "*:0", "-1:0", "0:0\n", "08/02"} {
+		if _, err := f.Find(t.Context(), Disk{Driver: SCSI, Source: source}); !errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.Errorf("scsi %q: %v", source, err)
+		}
+	}
+	for _, partition := range []int{-1, MaxPartition + 1} {
+		if _, err := f.Find(t.Context(), Disk{Driver: Block, Source: "08/02", Partition: partition}); !errors.Is(err, errdefs.ErrInvalidArgument) {
+			t.Errorf("partition %d: %v", partition, err)
+		}
+	}
+	if _, err := f.Find(t.Context(), Disk{Driver: "9p", Source: "08/02"}); !errors.Is(err, errdefs.ErrNotImplemented) {
+		t.Errorf("another driver: %v", err)
+	}
+}
+
+// partition adds what sysfs shows of a partition, and its node.
+func partition(t *testing.T, f Finder, disk, name, number string, rdev uint64) {
+	t.Helper()
+	dir := filepath.Join(disk, name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for file, text := range map[string]string{"partition": number, "dev": fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev))} {
+		if err := os.WriteFile(filepath.Join(dir, file), []byte(text+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := unix.Mknod(filepath.Join(f.Dev, name), unix.S_IFBLK|0o600, int(rdev)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestPartitionIsFoundByItsNumber(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to make a device node: the effective user id is not 0")
+	}
+	rdev := loopDevice(t)
+	for disk, names := range map[string][2]string{"vda": {"vda1", "vda12"}, "vd1": {"vd1p1", "vd1p12"}} {
+		f := tree(t, disk, "253:0")
+		dir := filepath.Join(f.Sys, "devices/pci0000:00/0000:00:08.0/0000:01:02.0/virtio3/block", disk)
+		partition(t, f, dir, names[0], "1", rdev)
+		partition(t, f, dir, names[1], "12", rdev)
+		for number, want := range map[int]string{1: names[0], 12: names[1]} {
+			got, err := f.Find(t.Context(), Disk{Driver: Block, Source: "08/02", Partition: number})
+			if err != nil || got != filepath.Join(f.Dev, want) {
+				t.Errorf("partition %d: %q, %v, want %s", number, got, err, want)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		_, err := f.Find(ctx, Disk{Driver: Block, Source: "08/02", Partition: 2})
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "08/02 partition 2") || !strings.Contains(err.Error(), "found 2 partitions") {
+			t.Errorf("a partition that is not there: %v", err)
+		}
+	}
+}
+
+// The scan is written before the unit is there, so it is in the file when the
+// wait ends.
+func TestUnitIsLookedForAtTheControllerOfVirtio(t *testing.T) {
+	f := Finder{Sys: t.TempDir(), Dev: t.TempDir()}
+	for host, driver := range map[string]string{"host0": "ahci", "host3": "virtio_scsi"} {
+		dir := filepath.Join(f.Sys, "class/scsi_host", host)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for file, text := range map[string]string{"proc_name": driver + "\n", "scan": ""} {
+			if err := os.WriteFile(filepath.Join(dir, file), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := f.Find(ctx, Disk{Driver: SCSI, Source: "2:17"}); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "scsi 2:17") {
+		t.Errorf("%v", err)
+	}
+	for host, want := range map[string]string{"host0": "", "host3": "0 2 17"} {
+		if got, err := os.ReadFile(filepath.Join(f.Sys, "class/scsi_host", host, "scan")); string(got) != want {
+			t.Errorf("%s: scan %q, %v, want %q", host, got, err, want)
+		}
+	}
+}
+
+func TestEventIsReadByItsKeys(t *testing.T) {
+	event := Parse([]byte("change@/devices/virtual/block/dm-0\x00ACTION=change\x00SUBSYSTEM=block\x00DM_VERITY_ERR_BLOCK_NR=0,7\x00EMPTY=\x00A=b=c\x00"))
+	for key, want := range map[string]string{"ACTION": "change", "SUBSYSTEM": "block", "DM_VERITY_ERR_BLOCK_NR": "0,7", "EMPTY": "", "A": "b=c", "B": "", "": ""} {
+		if got := event.Get(key); got != want {
+			t.Errorf("%s is %q, want %q", key, got, want)
+		}
+	}
+	for _, text := range []string{"", "\x00", "add@/x", "SUBSYSTEM=block\x00"} {
+		if got := Parse([]byte(text)).Get("SUBSYSTEM"); got != "" {
+			t.Errorf("%q: %q", text, got)
+		}
+	}
+}
+
+func TestWaitForAnEventEndsWithItsContextOrItsSocket(t *testing.T) {
+	events, err := Listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	for err == nil { // something may happen on this machine meanwhile
+		_, err = events.Next(ctx)
+	}
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("after the context: %v", err)
+	}
+	if err := events.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := events.Next(t.Context()); !errors.Is(err, os.ErrClosed) {
+		t.Errorf("after Close: %v", err)
 	}
 }

@@ -36,6 +36,12 @@ func run(args []string) error {
 		return cat(args[1:])
 	case "write": // write FILE TEXT
 		return os.WriteFile(args[1], []byte(args[2]), 0o644)
+	case "fill": // fill FILE BYTES
+		n, err := strconv.Atoi(args[2])
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(args[1], make([]byte, n), 0o644)
 	case "flood": // flood BYTES
 		n, err := strconv.Atoi(args[1])
 		if err != nil {
