@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 )
 
 // ErrGone is returned by every method of a VM whose process has ended.
@@ -24,21 +25,41 @@ const (
 	DriverVMDK Driver = "vmdk" // the file is a flat-extent descriptor
 )
 
-// Disk is a block device to attach. It owns nothing: the file stays the
-// caller's and must exist until the disk is detached or the VM has ended.
+// Disk is a block device to attach.
+//
+// With Files the hypervisor is given open files, and looks up no path: what is
+// renamed, replaced or removed after the caller opened them makes no difference.
+// Without, it opens Path, and a vmdk's extents, by their paths, which then must
+// lead to the same files until the disk is detached.
 type Disk struct {
 	ID       string // unique within the VM; 1 to 20 letters, digits and '-', not first a '-': it is also the serial the guest sees
 	Driver   Driver
-	Path     string
+	Path     string // absolute; with Files it only names the disk in errors
 	ReadOnly bool
+
+	// Files are regular files (a memfd is one): of a raw disk one, the image;
+	// of a vmdk those that its extents are ranges of. They are open for
+	// reading, and for writing too unless ReadOnly. They stay the caller's,
+	// who may close them once Attach has returned: the VM has them opened anew,
+	// until the disk is detached or the VM ends.
+	Files []*os.File
+	// Descriptor returns the text of a vmdk's descriptor, given the names by
+	// which QEMU knows Files, in their order. It names no other file. It is
+	// set exactly if Driver is DriverVMDK and there are Files, and is called
+	// at most once, by Attach, from the goroutine that called that.
+	Descriptor func(names []string) ([]byte, error)
 }
 
-// Attachment says where the guest finds a disk.
+// Attachment says where the guest finds a disk. One of the two is set, by the
+// kind of device that the VM's disks are.
 type Attachment struct {
-	// PCIPath is the path of the device from the root bus, slots in hex
+	// PCIPath is the path of a virtio-blk device from the root bus, slots in hex
 	// joined by '/', as the agent protocol writes it ("02/00": slot 0 behind
 	// the bridge at slot 2).
 	PCIPath string
+	// SCSI is the place of a disk on the VM's one SCSI bus, "<id>:<lun>" in
+	// decimal.
+	SCSI string
 }
 
 // VM is one running virtual machine. Methods may be called from any goroutine
@@ -47,10 +68,13 @@ type Attachment struct {
 type VM interface {
 	// Attach hot-plugs a disk; legal from the first moment, while the guest
 	// boots. It returns when QEMU has the disk, and the guest may find it later.
+	// Where no slot is free but those given back just now, it first waits for one.
 	// On an error nothing of the disk stays behind.
 	Attach(ctx context.Context, d Disk) (Attachment, error)
-	// Detach unplugs a disk and waits until the guest has let go of it.
-	// Detaching a disk that is not attached is no error.
+	// Detach unplugs a disk and waits until the guest has let go of it, which it
+	// does whether or not it has the disk mounted: the caller has it unmounted
+	// first. Detaching a disk that is not attached is no error. After an error
+	// the disk may be half gone, and a further call goes on with it.
 	Detach(ctx context.Context, id string) error
 	// WaitReady waits until the agent in the guest listens. When it gives up,
 	// the VM is still there, for the caller to Kill; the error has the tails

@@ -22,6 +22,7 @@ const (
 const (
 	addrVsock  = 0x01
 	addrRNG    = 0x02
+	addrSCSI   = 0x03
 	addrBridge = 0x08 // and following
 
 	// A bridge has 32 places, and SHPC would take the first of them
@@ -73,13 +74,7 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		"-device", fmt.Sprintf("virtio-rng-pci,rng=rng,bus=pcie.0,addr=%02x,disable-legacy=on", addrRNG),
 	}
 	args = append(args, vsockDevice(dev)...)
-	for i := range bridges(s.DiskSlots) {
-		// shpc=off: Debian's cloud kernel has no driver for it; ACPI plugs. The
-		// firmware gives an empty bridge no addresses unless it asks, and a
-		// disk would find none: it needs 4 KiB, and 16 KiB prefetchable.
-		args = append(args, "-device", fmt.Sprintf("pci-bridge,id=%s,bus=pcie.0,addr=%02x,chassis_nr=%d,shpc=off,mem-reserve=1M,pref64-reserve=1M",
-			bridgeID(i), addrBridge+i, i+1))
-	}
+	args = append(args, diskSlots(s)...)
 	if s.stopped {
 		args = append(args, "-S")
 	}
@@ -115,6 +110,33 @@ func vsockDevice(dev vsock.Wiring) []string {
 		"-device", fmt.Sprintf("vhost-user-vsock-pci,id=vsock,bus=pcie.0,addr=%02x,disable-legacy=on,chardev=vsock", addrVsock),
 	}
 }
+
+// diskSlots are the devices that disks are plugged into.
+func diskSlots(s Spec) []string {
+	if s.BlockDriver == VirtioSCSI {
+		if s.DiskSlots == 0 {
+			return nil
+		}
+		// Its requests are handled by QEMU's main thread, as those of virtio-blk
+		// are: so both kinds of disk share the files' aio and nothing else.
+		return []string{"-device", fmt.Sprintf("virtio-scsi-pci,id=%s,bus=pcie.0,addr=%02x,disable-legacy=on", scsiController, addrSCSI)}
+	}
+	var args []string
+	for i := range bridges(s.DiskSlots) {
+		// shpc=off: Debian's cloud kernel has no driver for it; ACPI plugs. The
+		// firmware gives an empty bridge no addresses unless it asks, and a
+		// disk would find none: it needs 4 KiB, and 16 KiB prefetchable.
+		args = append(args, "-device", fmt.Sprintf("pci-bridge,id=%s,bus=pcie.0,addr=%02x,chassis_nr=%d,shpc=off,mem-reserve=1M,pref64-reserve=1M",
+			bridgeID(i), addrBridge+i, i+1))
+	}
+	return args
+}
+
+// The SCSI controller, and the bus that QEMU gives it.
+const (
+	scsiController = "scsi"
+	scsiBus        = scsiController + ".0"
+)
 
 // bridges is how many bridges hold n disks. A bridge costs the guest's boot 2 %
 // under TCG whether its slots are used or not; a PCI Express root port per disk

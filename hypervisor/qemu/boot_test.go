@@ -3,15 +3,12 @@ package qemu
 import (
 	"bufio"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -21,89 +18,6 @@ import (
 
 	"github.com/erofsvm/erofsvm/hypervisor"
 )
-
-func TestDisksComeAndGoWhileTheGuestRuns(t *testing.T) {
-	m := start(t, guestSpec(t))
-	// The first one before the guest can have found its bridges.
-	first := attach(t, m, "first", false)
-	if err := m.WaitReady(within(t)); err != nil {
-		t.Fatal(err)
-	}
-	g := dial(t, m)
-	var echo struct{ Echo string }
-	if g.ask(&echo, "echo hello"); echo.Echo != "hello" {
-		t.Errorf("the guest echoes %q", echo.Echo)
-	}
-
-	// Past the first bridge, all at once.
-	const n = 33
-	paths := make([]string, n)
-	var all sync.WaitGroup
-	for i := range n {
-		all.Go(func() { paths[i] = attach(t, m, fmt.Sprintf("more-%d", i), true) })
-	}
-	all.Wait()
-	disks := g.disks(n + 1)
-	if d := disks["first"]; d.PCIPath != first || d.ReadOnly || d.Bytes != 1<<20 {
-		t.Errorf("first disk, attached at %s, is %+v", first, d)
-	}
-	for i, path := range paths {
-		if d := disks[fmt.Sprintf("more-%d", i)]; d.PCIPath != path || !d.ReadOnly {
-			t.Errorf("disk attached at %s is %+v", path, d)
-		}
-	}
-	var sum struct{ SHA256 string }
-	g.ask(&sum, "sum %s", disks["more-7"].Name)
-	if want := imageSum(t, "more-7"); sum.SHA256 != want {
-		t.Errorf("the guest reads %s, want %s", sum.SHA256, want)
-	}
-
-	for i := range n {
-		all.Go(func() {
-			for range 2 { // two calls for one disk, at the same time as all others
-				all.Go(func() {
-					if err := m.Detach(within(t), fmt.Sprintf("more-%d", i)); err != nil {
-						t.Error(err)
-					}
-				})
-			}
-		})
-	}
-	all.Wait()
-	if disks := g.disks(1); disks["first"].PCIPath != first {
-		t.Errorf("left is %+v", disks)
-	}
-	again := attach(t, m, "again", true)
-	if !slices.Contains(paths, again) || g.disks(2)["again"].PCIPath != again {
-		t.Errorf("a free slot is not used again: %s", again)
-	}
-	for _, id := range []string{"again", "first"} {
-		if err := m.Detach(within(t), id); err != nil {
-			t.Error(err)
-		}
-	}
-	wantNoDisk(t, m)
-	t.Logf("phases: %+v", m.Timings())
-}
-
-func attach(t *testing.T, m *Machine, id string, readOnly bool) string {
-	t.Helper()
-	a, err := m.Attach(within(t), hypervisor.Disk{ID: id, Driver: hypervisor.DriverRaw, Path: image(t, id, 1), ReadOnly: readOnly})
-	if err != nil {
-		t.Error(err)
-	}
-	return a.PCIPath
-}
-
-func imageSum(t *testing.T, id string) string {
-	t.Helper()
-	b, err := os.ReadFile(image(t, id, 1))
-	if err != nil {
-		t.Fatal(err)
-	}
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
-}
 
 func TestGuestThatPanicsEndsTheWaitWithItsConsole(t *testing.T) {
 	spec := guestSpec(t)

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"regexp"
+	"sync/atomic"
 	"time"
+
+	"github.com/containerd/log"
 
 	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/hypervisor/qmp"
@@ -36,12 +38,18 @@ type disk struct {
 	turn chan struct{}
 	// deleted is closed by QEMU's DEVICE_DELETED.
 	deleted chan struct{}
-	// node and device say what QEMU has of the disk, as far as it is known.
+	// vectors: the device has interrupts of its own.
+	vectors bool
+	// ready is when the slot may be used.
+	ready time.Time
+	// node and device say what QEMU has of the disk, as far as it is known, and
+	// plugged that the device was there for certain. Guarded by turn.
+	node, device, plugged bool
+	// requested: QEMU was told to unplug the device.
+	requested atomic.Bool
+	// sets are the descriptor sets that QEMU may still have of the disk's files.
 	// Guarded by turn.
-	node, device bool
-	// requested: QEMU has asked the guest to let go of the device. Guarded by
-	// turn.
-	requested bool
+	sets []int64
 }
 
 func (d *disk) nodeName() string   { return "disk-" + d.id }
@@ -53,7 +61,7 @@ func (m *Machine) Attach(ctx context.Context, want hypervisor.Disk) (hypervisor.
 	if err != nil {
 		return hypervisor.Attachment{}, fmt.Errorf("attach disk %q (%s): %w", want.ID, want.Path, gone(err))
 	}
-	return hypervisor.Attachment{PCIPath: d.slot.pciPath()}, nil
+	return m.spec.BlockDriver.attachment(d.slot), nil
 }
 
 func (m *Machine) attach(ctx context.Context, want hypervisor.Disk) (*disk, error) {
@@ -64,20 +72,21 @@ func (m *Machine) attach(ctx context.Context, want hypervisor.Disk) (*disk, erro
 	if err != nil {
 		return nil, err
 	}
-	defer func() { <-d.turn }()
+	defer m.settle(ctx, d)
 
+	err = m.rest(ctx, d)
+	var name string
+	if err == nil {
+		name, err = m.lend(ctx, d, want)
+	}
 	// What times out may have happened, so it counts as done to the rollback.
-	if err = m.proc.monitor.Execute(ctx, "blockdev-add", node(d, want, m.aio, m.spec.CacheDirect), nil); !refused(err) {
-		d.node = true
+	if err == nil {
+		err = m.proc.monitor.Execute(ctx, "blockdev-add", node(d, want, name, m.aio, m.spec.CacheDirect), nil)
+		d.node = !refused(err)
 	}
 	if err == nil {
-		err = m.proc.monitor.Execute(ctx, "device_add", map[string]any{
-			"driver": "virtio-blk-pci", "id": d.deviceName(), "drive": d.nodeName(), "serial": d.id,
-			"bus": d.slot.bus(), "addr": d.slot.addr(), "disable-legacy": "on",
-		}, nil)
-		if !refused(err) {
-			d.device = true
-		}
+		err = m.proc.monitor.Execute(ctx, "device_add", m.spec.BlockDriver.device(d), nil)
+		d.device, d.plugged = !refused(err), err == nil
 	}
 	if err != nil {
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
@@ -103,67 +112,17 @@ func (m *Machine) reserve(id string) (*disk, error) {
 	if m.disks[id] != nil {
 		return nil, ErrDiskExists
 	}
-	slot, err := m.slots.take()
+	slot, ready, err := m.slots.take()
 	if err != nil {
 		return nil, err
 	}
-	d := &disk{id: id, slot: slot, turn: make(chan struct{}, 1), deleted: make(chan struct{})}
+	d := &disk{id: id, slot: slot, ready: ready, turn: make(chan struct{}, 1), deleted: make(chan struct{})}
+	if d.vectors = m.vectors < disksWithVectors; d.vectors {
+		m.vectors++
+	}
 	d.turn <- struct{}{}
 	m.disks[id] = d
 	return d, nil
-}
-
-// node is the argument of blockdev-add (qapi/block-core.json, BlockdevOptions).
-// The extents that a VMDK descriptor names are opened by QEMU with the same
-// cache mode and always with aio=threads.
-func node(d *disk, want hypervisor.Disk, aio AIO, direct bool) map[string]any {
-	cache := map[string]any{"direct": direct, "no-flush": false}
-	discard := "unmap"
-	if want.ReadOnly {
-		discard = "ignore"
-	}
-	options := func(driver string) map[string]any {
-		return map[string]any{
-			"driver": driver, "read-only": want.ReadOnly, "auto-read-only": false,
-			"discard": discard, "cache": cache,
-		}
-	}
-	file := options("file")
-	file["filename"], file["aio"] = want.Path, aio
-	format := options(string(want.Driver))
-	format["node-name"], format["file"] = d.nodeName(), file
-	return format
-}
-
-// checkDisk refuses what QEMU must not be asked for.
-func checkDisk(d hypervisor.Disk) error {
-	if !diskID.MatchString(d.ID) {
-		return errors.New("the ID must be 1 to 20 letters, digits and '-', and not begin with '-'")
-	}
-	switch d.Driver {
-	case hypervisor.DriverRaw:
-	case hypervisor.DriverVMDK:
-		if !d.ReadOnly {
-			return errors.New("a vmdk disk must be read-only: its extents are image layers")
-		}
-	default:
-		return fmt.Errorf("driver %q is not raw or vmdk", d.Driver)
-	}
-	if err := cleanPath(d.Path); err != nil {
-		return err
-	}
-	if len(d.Path) > maxImagePath {
-		return fmt.Errorf("the path has %d bytes, and %d are allowed", len(d.Path), maxImagePath)
-	}
-	// QEMU would wait for ever for the writer of a FIFO.
-	fi, err := os.Stat(d.Path)
-	if err != nil {
-		return err
-	}
-	if !fi.Mode().IsRegular() {
-		return errors.New("not a regular file")
-	}
-	return nil
 }
 
 // Detach implements hypervisor.VM. After an error the disk can be half gone; it
@@ -196,7 +155,7 @@ func (m *Machine) remove(ctx context.Context, d *disk) error {
 		if err := m.unplug(ctx, d); err != nil {
 			return err
 		}
-		d.device = false
+		d.device, d.ready = false, time.Now().Add(slotRest)
 	}
 	if d.node {
 		err := m.proc.monitor.Execute(ctx, "blockdev-del", map[string]any{"node-name": d.nodeName()}, nil)
@@ -208,24 +167,65 @@ func (m *Machine) remove(ctx context.Context, d *disk) error {
 		}
 		d.node = false
 	}
+	if err := m.takeBack(ctx, d); err != nil {
+		return err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.disks[d.id] == d {
 		delete(m.disks, d.id)
-		m.slots.free(d.slot)
+		if d.vectors {
+			m.vectors--
+		}
+		m.slots.giveBack(d.slot, d.ready)
 	}
 	return nil
 }
 
+// rest waits until the slot of d may be used. Without a slot that has been free
+// for long, that takes at most slotRest.
+func (m *Machine) rest(ctx context.Context, d *disk) error {
+	wait := time.Until(d.ready)
+	if wait <= 0 {
+		return nil
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-m.proc.monitor.Done():
+		return m.proc.monitor.Err()
+	case <-ctx.Done():
+		return fmt.Errorf("wait until the slot at %s, given back just now, may be used: %w", m.spec.BlockDriver.place(d.slot), context.Cause(ctx))
+	}
+}
+
 // unplug asks the guest to let go of the device and waits until it has.
+//
+// Only a few PCI devices go at a time: at each event the guest is told again of
+// all that are to go, so that its work grows with their square (see slotRest).
 func (m *Machine) unplug(ctx context.Context, d *disk) error {
+	if m.spec.BlockDriver == VirtioBlk {
+		select {
+		case m.unplugging <- struct{}{}:
+			defer func() { <-m.unplugging }()
+		case <-m.proc.monitor.Done():
+			return m.proc.monitor.Err()
+		case <-ctx.Done():
+			return fmt.Errorf("wait until the guest lets go of another disk: %w", context.Cause(ctx))
+		}
+	}
+	asked := d.requested.Swap(true)
 	err := m.proc.monitor.Execute(ctx, "device_del", map[string]any{"id": d.deviceName()}, nil)
 	switch {
 	case err == nil:
-		d.requested = true
 	case qmp.IsClass(err, qmp.ClassDeviceNotFound):
-		return nil
-	case refused(err) && d.requested:
+		if !d.plugged {
+			return nil
+		}
+		// It has a name no more, and QEMU may still be busy taking it apart.
+	case refused(err) && asked:
 		// Still being unplugged since an earlier call, whose wait ended.
 	default:
 		return err
@@ -236,7 +236,7 @@ func (m *Machine) unplug(ctx context.Context, d *disk) error {
 	case <-m.proc.monitor.Done():
 		return m.proc.monitor.Err()
 	case <-ctx.Done():
-		return fmt.Errorf("wait until the guest lets go of the disk at %s: %w", d.slot.pciPath(), context.Cause(ctx))
+		return fmt.Errorf("wait until the guest lets go of the disk at %s: %w", m.spec.BlockDriver.place(d.slot), context.Cause(ctx))
 	}
 }
 
@@ -262,6 +262,9 @@ func (m *Machine) deleted(device string) {
 	defer m.mu.Unlock()
 	for _, d := range m.disks {
 		if d.deviceName() == device {
+			if !d.requested.Load() {
+				log.L.WithField("disk", d.id).Warn("the guest has ejected a disk that it was not asked for")
+			}
 			select {
 			case <-d.deleted:
 			default:

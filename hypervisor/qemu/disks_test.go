@@ -43,16 +43,29 @@ func wantNoDisk(t *testing.T, m *Machine) {
 	if len(m.disks) > 0 {
 		t.Errorf("%d disks are still known", len(m.disks))
 	}
-	for i, taken := range m.slots.taken {
-		if taken {
-			t.Errorf("slot %d is still taken", i)
-		}
+	if taken := m.slots.count - len(m.slots.free); taken != 0 || m.vectors != 0 {
+		t.Errorf("%d slots are still taken, and %d disks have vectors", taken, m.vectors)
 	}
+}
+
+// occupy takes the name that the device of a disk would have, so that its
+// device_add fails after its blockdev-add has not.
+func occupy(t *testing.T, m *Machine, id string) {
+	t.Helper()
+	device := map[string]any{"driver": "virtio-rng-pci", "id": "virtio-" + id, "bus": bridgeID(0), "addr": "1f", "disable-legacy": "on"}
+	if m.spec.BlockDriver == VirtioSCSI {
+		device = map[string]any{"driver": "scsi-cd", "id": "virtio-" + id, "bus": scsiBus, "scsi-id": 255}
+	}
+	do(t, m, "device_add", device, nil)
 }
 
 // A guest that does not run plugs nothing, but QEMU does everything up to there.
 func TestAttachThatFailsLeavesNothing(t *testing.T) {
-	m := start(t, stoppedSpec(t))
+	eachDriver(t, func(t *testing.T, with func(Spec) Spec) { testAttachThatFails(t, with(stoppedSpec(t))) })
+}
+
+func testAttachThatFails(t *testing.T, spec Spec) {
+	m := start(t, spec)
 	good := image(t, "good", 1)
 	fifo := filepath.Join(t.TempDir(), "fifo")
 	if err := unix.Mkfifo(fifo, 0o600); err != nil {
@@ -62,13 +75,7 @@ func TestAttachThatFailsLeavesNothing(t *testing.T) {
 	if err := os.WriteFile(descriptor, []byte("# Disk DescriptorFile\ncreateType=\"twoGbMaxExtentFlat\"\nRW 8 FLAT \"/no/such/extent\" 0\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	// Takes the name that the device of the disk "twin" would have, so that
-	// device_add fails after blockdev-add has not.
-	if err := m.proc.monitor.Execute(within(t), "device_add", map[string]string{
-		"driver": "virtio-rng-pci", "id": "virtio-twin", "bus": "bridge0", "addr": "1f", "disable-legacy": "on",
-	}, nil); err != nil {
-		t.Fatal(err)
-	}
+	occupy(t, m, "twin")
 	for name, tc := range map[string]struct {
 		disk hypervisor.Disk
 		want error
@@ -103,18 +110,21 @@ func TestAttachThatFailsLeavesNothing(t *testing.T) {
 }
 
 func TestOldestSupportedQEMU(t *testing.T) {
-	spec := stoppedSpec(t)
-	spec.Binary = testguest.Find(t).OldestQEMU
-	if _, err := os.Stat(spec.Binary); err != nil {
-		t.Skipf("test/setup/tools.sh has not installed QEMU 7.2: %v", err)
-	}
-	m := start(t, spec)
-	if v := m.proc.monitor.Version().QEMU; v.Major != 7 || v.Minor != 2 {
-		t.Errorf("version is %+v", v)
-	}
-	if a := attach(t, m, "a", true); a != "08/01" {
-		t.Errorf("disk is at %s", a)
-	}
+	eachDriver(t, func(t *testing.T, with func(Spec) Spec) {
+		spec := with(stoppedSpec(t))
+		spec.Binary = testguest.Find(t).OldestQEMU
+		if _, err := os.Stat(spec.Binary); err != nil && os.Getenv("CI") != "true" {
+			t.Skipf("test/setup/tools.sh has not installed QEMU 7.2: %v", err)
+		}
+		m := start(t, spec)
+		if v := m.proc.monitor.Version().QEMU; v.Major != 7 || v.Minor != 2 {
+			t.Errorf("version is %+v", v)
+		}
+		want := map[BlockDriver]hypervisor.Attachment{VirtioBlk: {PCIPath: "08/01"}, VirtioSCSI: {SCSI: "0:0"}}
+		if a := attach(t, m, "a", true); a != want[spec.BlockDriver] {
+			t.Errorf("disk is at %+v", a)
+		}
+	})
 }
 
 func TestAttachOfAnAttachedIDIsRefused(t *testing.T) {
@@ -165,33 +175,35 @@ func TestReadOnlyDisksOpenEveryFileReadOnly(t *testing.T) {
 }
 
 func TestAsManyDisksAsSlots(t *testing.T) {
-	spec := stoppedSpec(t)
-	spec.DiskSlots = 128
-	m := start(t, spec)
-	path := image(t, "shared", 1)
-	paths := make([]string, spec.DiskSlots)
-	var all sync.WaitGroup
-	for i := range paths {
-		all.Go(func() {
-			a, err := m.Attach(within(t), hypervisor.Disk{ID: fmt.Sprintf("d-%d", i), Driver: hypervisor.DriverRaw, Path: path, ReadOnly: true})
-			if err != nil {
-				t.Error(err)
-			}
-			paths[i] = a.PCIPath
-		})
-	}
-	all.Wait()
-	seen := map[string]bool{}
-	for _, p := range paths {
-		if seen[p] {
-			t.Errorf("two disks are at %s", p)
+	eachDriver(t, func(t *testing.T, with func(Spec) Spec) {
+		spec := with(stoppedSpec(t))
+		spec.DiskSlots = MaxDiskSlots
+		m := start(t, spec)
+		path := image(t, "shared", 1)
+		places := make([]hypervisor.Attachment, spec.DiskSlots)
+		var all sync.WaitGroup
+		for i := range places {
+			all.Go(func() {
+				a, err := m.Attach(within(t), hypervisor.Disk{ID: fmt.Sprintf("d-%d", i), Driver: hypervisor.DriverRaw, Path: path, ReadOnly: true})
+				if err != nil {
+					t.Error(err)
+				}
+				places[i] = a
+			})
 		}
-		seen[p] = true
-	}
-	_, err := m.Attach(within(t), hypervisor.Disk{ID: "more", Driver: hypervisor.DriverRaw, Path: path, ReadOnly: true})
-	if !errors.Is(err, ErrNoSlot) {
-		t.Errorf("error is %v", err)
-	}
+		all.Wait()
+		seen := map[hypervisor.Attachment]bool{}
+		for _, p := range places {
+			if seen[p] {
+				t.Errorf("two disks are at %s", p)
+			}
+			seen[p] = true
+		}
+		_, err := m.Attach(within(t), hypervisor.Disk{ID: "more", Driver: hypervisor.DriverRaw, Path: path, ReadOnly: true})
+		if !errors.Is(err, ErrNoSlot) || !strings.Contains(err.Error(), "hypervisor.slots") {
+			t.Errorf("error is %v", err)
+		}
+	})
 }
 
 // A guest that never lets go must not hold the caller up, and what it has keeps
@@ -212,6 +224,58 @@ func TestDetachFromADeafGuestMeetsItsDeadlineEachTime(t *testing.T) {
 	if _, err := m.Attach(within(t), d); !errors.Is(err, ErrDiskExists) {
 		t.Errorf("attach again: %v", err)
 	}
+}
+
+// QEMU takes a SCSI disk away whether the guest agrees or not.
+func TestSCSIDiskOfADeafGuestIsGoneAtOnce(t *testing.T) {
+	eachQEMU(t, func(t *testing.T, spec Spec) {
+		spec.BlockDriver = VirtioSCSI
+		m := start(t, spec)
+		for range 2 {
+			attach(t, m, "a", true)
+			for range 2 {
+				if err := m.Detach(within(t), "a"); err != nil {
+					t.Error(err)
+				}
+			}
+			wantNoDisk(t, m)
+		}
+	})
+}
+
+// TestDisksOfARunningGuest has it with a guest that must agree.
+func TestSlotsAreGivenBackAThousandTimes(t *testing.T) {
+	eachQEMU(t, func(t *testing.T, spec Spec) {
+		spec.BlockDriver, spec.DiskSlots = VirtioSCSI, MaxDiskSlots
+		m := start(t, idleSpec(t, spec))
+		path := filled(t, 1)
+		one, two := open(t, path, os.O_RDONLY), open(t, path, os.O_RDONLY)
+		before := openFiles(t, m)
+		// QEMU thinks for 50 ms before it lets go of a device (util/rcu.c,
+		// call_rcu_thread), but of all at once.
+		const times, atOnce = 1000, 25
+		var all sync.WaitGroup
+		for i := range atOnce {
+			all.Go(func() {
+				disk := layers(fmt.Sprintf("a-%d", i), one, two)
+				for range times / atOnce {
+					_, err := m.Attach(within(t), disk)
+					if err == nil {
+						err = m.Detach(within(t), disk.ID)
+					}
+					if err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+		all.Wait()
+		wantNoDisk(t, m)
+		if after := openFiles(t, m); after != before {
+			t.Errorf("QEMU has %d files open, and had %d", after, before)
+		}
+	})
 }
 
 func TestDetachOfAnUnknownDiskIsNoError(t *testing.T) {

@@ -2,19 +2,24 @@ package qemu
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
 
 	"go.uber.org/goleak"
 
+	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/hypervisor/internal/testguest"
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
 )
@@ -64,7 +69,7 @@ func within(t *testing.T) context.Context {
 }
 
 // guestSpec is a VM that boots the guest of testguest.
-func guestSpec(t *testing.T) Spec {
+func guestSpec(t testing.TB) Spec {
 	t.Helper()
 	tools := testguest.Find(t)
 	return Spec{
@@ -82,11 +87,114 @@ func guestSpec(t *testing.T) Spec {
 }
 
 // stoppedSpec is a VM whose guest never runs.
-func stoppedSpec(t *testing.T) Spec {
+func stoppedSpec(t testing.TB) Spec {
 	t.Helper()
 	s := guestSpec(t)
 	s.stopped = true
 	return s
+}
+
+// idleSpec is a VM that runs and does nothing, for what QEMU does only while it
+// runs. (A real guest would not be the same with every QEMU: the emulation of 7.2
+// gets cmpxchg16b wrong, on which a kernel of today rests, and it crashes.)
+func idleSpec(t *testing.T, s Spec) Spec {
+	t.Helper()
+	// A bzImage of protocol 2.2 with one sector of set-up code (Linux,
+	// Documentation/arch/x86/boot.rst), which is entered at 0x200.
+	image := make([]byte, 4096)
+	image[0x1f1] = 1                                    // sectors of set-up code behind the first
+	copy(image[0x1fe:], []byte{0x55, 0xaa})             // boot flag
+	copy(image[0x200:], []byte{0xeb, 0x7e})             // jmp 0x280
+	copy(image[0x202:], "HdrS\x02\x02")                 // header, protocol
+	image[0x211] = 1                                    // loaded high
+	copy(image[0x22c:], []byte{0xff, 0xff, 0xff, 0x37}) // highest address of the initramfs
+	copy(image[0x280:], []byte{0xfa, 0xf4, 0xeb, 0xfc}) // cli; hlt; jmp 0x280
+	path := filepath.Join(t.TempDir(), "idle")
+	if err := os.WriteFile(path, image, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.Kernel, s.stopped = path, false
+	return s
+}
+
+// eachDriver runs a test of what must not depend on the kind of device.
+func eachDriver(t *testing.T, test func(t *testing.T, spec func(Spec) Spec)) {
+	for _, driver := range []BlockDriver{VirtioBlk, VirtioSCSI} {
+		t.Run(string(driver), func(t *testing.T) {
+			test(t, func(s Spec) Spec { s.BlockDriver = driver; return s })
+		})
+	}
+}
+
+// eachQEMU runs a test of what QEMU decides with the oldest that is supported
+// and with the current one, with a guest that never runs.
+func eachQEMU(t *testing.T, test func(t *testing.T, spec Spec)) {
+	tools := testguest.Find(t)
+	for name, binary := range map[string]string{"current": tools.QEMU, "oldest": tools.OldestQEMU} {
+		t.Run(name, func(t *testing.T) {
+			if _, err := os.Stat(binary); err != nil && os.Getenv("CI") != "true" {
+				t.Skipf("test/setup/tools.sh has not installed it: %v", err)
+			}
+			spec := stoppedSpec(t)
+			spec.Binary = binary
+			test(t, spec)
+		})
+	}
+}
+
+// do executes a QMP command that must succeed.
+func do(t *testing.T, m *Machine, command string, args map[string]any, result any) {
+	t.Helper()
+	var object any // a nil map would be sent as null
+	if args != nil {
+		object = args
+	}
+	if err := m.proc.monitor.Execute(within(t), command, object, result); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// contents is what QEMU reads of a disk, which the guest would be shown.
+func contents(t *testing.T, m *Machine, id string) []byte {
+	t.Helper()
+	dir := shortDir(t)
+	socket, copied := filepath.Join(dir, "nbd"), filepath.Join(dir, "copy")
+	do(t, m, "nbd-server-start", map[string]any{"addr": map[string]any{"type": "unix", "data": map[string]any{"path": socket}}}, nil)
+	do(t, m, "block-export-add", map[string]any{"type": "nbd", "id": "export", "name": "disk", "node-name": "disk-" + id}, nil)
+	cmd := exec.CommandContext(within(t), filepath.Join(filepath.Dir(m.spec.Binary), "qemu-img"),
+		"convert", "-f", "raw", "-O", "raw", "nbd+unix:///disk?socket="+socket, copied)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd, err, out)
+	}
+	do(t, m, "nbd-server-stop", nil, nil) // and with it the export
+	b, err := os.ReadFile(copied)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// wantContents fails unless a disk consists of these bytes, n times each.
+func wantContents(t *testing.T, m *Machine, id string, n int, parts ...byte) {
+	t.Helper()
+	var want []byte
+	for _, b := range parts {
+		want = append(want, bytes.Repeat([]byte{b}, n)...)
+	}
+	if got := contents(t, m, id); !bytes.Equal(got, want) {
+		t.Errorf("disk %s has %d bytes, beginning with %.8v, want %d with %v", id, len(got), got, len(want), parts)
+	}
+}
+
+// openFiles counts the descriptors of QEMU, once nothing goes on behind an Attach.
+func openFiles(t *testing.T, m *Machine) int {
+	t.Helper()
+	m.tasks.Wait()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", m.Pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
 }
 
 var (
@@ -95,7 +203,7 @@ var (
 )
 
 // initrd builds the guest's initramfs once for all tests of the package.
-func initrd(t *testing.T, tools testguest.Tools) string {
+func initrd(t testing.TB, tools testguest.Tools) string {
 	t.Helper()
 	initrdOnce.Do(func() {
 		if initrdPath = os.Getenv(initrdVar); initrdPath != "" {
@@ -114,7 +222,7 @@ func initrd(t *testing.T, tools testguest.Tools) string {
 }
 
 // shortDir is a directory whose path leaves room for a socket's name.
-func shortDir(t *testing.T) string {
+func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "hv")
 	if err != nil {
@@ -154,6 +262,27 @@ func wantNothingLeft(t *testing.T, r Record) {
 	}
 }
 
+// attach plugs in a disk of 1 MiB, found by its path.
+func attach(t *testing.T, m *Machine, id string, readOnly bool) hypervisor.Attachment {
+	t.Helper()
+	a, err := m.Attach(within(t), hypervisor.Disk{ID: id, Driver: hypervisor.DriverRaw, Path: image(t, id, 1), ReadOnly: readOnly})
+	if err != nil {
+		t.Error(err)
+	}
+	return a
+}
+
+// open opens a file that is closed at the end of the test.
+func open(t testing.TB, path string, flags int) *os.File {
+	t.Helper()
+	f, err := os.OpenFile(path, flags, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return f
+}
+
 // image writes a disk image of so many MiB, the content of which differs with id.
 func image(t *testing.T, id string, mib int) string {
 	t.Helper()
@@ -171,6 +300,7 @@ func image(t *testing.T, id string, mib int) string {
 // guest is a connection to the program in the guest.
 type guest struct {
 	t     *testing.T
+	m     *Machine
 	conn  net.Conn
 	lines *bufio.Scanner
 }
@@ -182,7 +312,7 @@ func dial(t *testing.T, m *Machine) *guest {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return &guest{t: t, conn: conn, lines: bufio.NewScanner(conn)}
+	return &guest{t: t, m: m, conn: conn, lines: bufio.NewScanner(conn)}
 }
 
 // ask sends a line and decodes the answer.
@@ -203,13 +333,37 @@ func (g *guest) ask(answer any, format string, args ...any) {
 	}
 }
 
+// does sends a line that asks for something to be done, and returns the error that
+// the guest had with it.
+func (g *guest) does(format string, args ...any) error {
+	g.t.Helper()
+	var answer struct{ Error string }
+	if g.ask(&answer, format, args...); answer.Error != "" {
+		return errors.New(answer.Error)
+	}
+	return nil
+}
+
+// must is does without an error.
+func (g *guest) must(format string, args ...any) {
+	g.t.Helper()
+	if err := g.does(format, args...); err != nil {
+		g.t.Fatalf("%s: %v", fmt.Sprintf(format, args...), err)
+	}
+}
+
 // guestDisk is a disk as the guest sees it.
 type guestDisk struct {
 	Name     string `json:"name"`
 	Serial   string `json:"serial"`
 	PCIPath  string `json:"pci_path"`
+	SCSI     string `json:"scsi"`
 	Bytes    int64  `json:"bytes"`
 	ReadOnly bool   `json:"read_only"`
+}
+
+func (d guestDisk) place() hypervisor.Attachment {
+	return hypervisor.Attachment{PCIPath: d.PCIPath, SCSI: d.SCSI}
 }
 
 // disks waits until the guest has n disks, and returns them by serial.
@@ -220,6 +374,9 @@ func (g *guest) disks(n int) map[string]guestDisk {
 	found := map[string]guestDisk{}
 	for _, d := range list {
 		found[d.Serial] = d
+	}
+	if len(found) != n {
+		g.t.Fatalf("the guest has %d disks and not %d: %v%s", len(found), n, slices.Sorted(maps.Keys(found)), g.m.Tail())
 	}
 	return found
 }

@@ -21,6 +21,8 @@ const (
 	startTimeout  = time.Minute
 	readyTimeout  = 30 * time.Minute
 	detachTimeout = time.Minute
+	// unplugsAtOnce is how many PCI devices the guest is asked to eject at a time.
+	unplugsAtOnce = 8
 	// undoTimeout bounds what undoes a start or ends a VM: it must happen
 	// after the caller's context has ended, too.
 	undoTimeout = 10 * time.Second
@@ -48,11 +50,19 @@ type Machine struct {
 	events *qmp.Subscription
 	heard  chan struct{} // closed when the last event has been read
 	done   chan struct{}
+	tasks  sync.WaitGroup // what goes on after a call has returned
+	// unplugging holds an item for each call that waits for the guest to eject a
+	// PCI device. A channel, so that waiting for room ends with the caller's
+	// context.
+	unplugging chan struct{}
 
 	mu       sync.Mutex // guards what follows; never held over I/O
 	timings  Timings
 	slots    slots
 	disks    map[string]*disk
+	vectors  int    // disks with interrupts of their own
+	lastSet  int64  // the number of a descriptor set that was given last
+	ended    bool   // tasks takes no more
 	killed   bool   // by Kill, so that the end is no error
 	shutdown string // reason of QEMU's SHUTDOWN event
 	broken   error  // what made the supervisor end the VM
@@ -81,8 +91,10 @@ func Start(ctx context.Context, spec Spec) (*Machine, error) {
 		spec:  spec,
 		heard: make(chan struct{}),
 		done:  make(chan struct{}),
-		slots: slots{taken: make([]bool, spec.DiskSlots)},
+		slots: newSlots(spec.DiskSlots),
 		disks: map[string]*disk{},
+
+		unplugging: make(chan struct{}, unplugsAtOnce),
 	}
 	if err := m.start(ctx); err != nil {
 		return nil, fmt.Errorf("start virtual machine: %w", err)
@@ -207,6 +219,10 @@ func (m *Machine) supervise() {
 	}
 	m.proc.wait()
 	<-m.heard
+	m.mu.Lock()
+	m.ended = true
+	m.mu.Unlock()
+	m.tasks.Wait() // short: the monitor has ended
 	undoErr := m.undo()
 
 	m.mu.Lock()

@@ -57,21 +57,23 @@ func TestAcceleratorIsProbedOnceWithAVM(t *testing.T) {
 }
 
 func TestURingIsProbedAndHasAFallback(t *testing.T) {
-	dir := t.TempDir()
-	spec := Spec{AIO: AIOURing, Binary: testguest.Find(t).QEMU, Dir: dir, CacheDir: filepath.Join(dir, "cache")}.withDefaults()
-	aio, err := chooseAIO(within(t), spec)
-	if err != nil || aio != AIOURing && aio != AIOThreads {
-		t.Errorf("aio is %q, %v", aio, err)
-	}
-	t.Logf("aio is %s", aio)
-	if _, err := os.Stat(filepath.Join(dir, probeFile)); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("%s is left (%v)", probeFile, err)
-	}
-	broken := spec
-	broken.Binary = notExecutableFormat(t)
-	if aio, err := chooseAIO(within(t), broken); err != nil || aio != AIOThreads {
-		t.Errorf("with a QEMU that does not start, aio is %q, %v", aio, err)
-	}
+	eachQEMU(t, func(t *testing.T, spec Spec) {
+		dir := t.TempDir()
+		spec = Spec{AIO: AIOURing, Binary: spec.Binary, Dir: dir, CacheDir: filepath.Join(dir, "cache")}.withDefaults()
+		aio, err := chooseAIO(within(t), spec)
+		if err != nil || aio != AIOURing && aio != AIOThreads {
+			t.Errorf("aio is %q, %v", aio, err)
+		}
+		t.Logf("aio is %s", aio)
+		if _, err := os.Stat(filepath.Join(dir, probeFile)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s is left (%v)", probeFile, err)
+		}
+		broken := spec
+		broken.Binary = notExecutableFormat(t)
+		if aio, err := chooseAIO(within(t), broken); err != nil || aio != AIOThreads {
+			t.Errorf("with a QEMU that does not start, aio is %q, %v", aio, err)
+		}
+	})
 	if aio, err := chooseAIO(t.Context(), Spec{}.withDefaults()); err != nil || aio != AIOThreads {
 		t.Errorf("the default is %q, %v", aio, err)
 	}

@@ -3,28 +3,61 @@ package qemu
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 // ErrNoSlot is wrapped when a VM has as many disks as it has slots.
 var ErrNoSlot = errors.New("no free disk slot")
 
-// slots hands out the places for disks, the lowest free one first. It is not
-// safe for concurrent use.
-type slots struct{ taken []bool }
+// slotRest is how long a slot stays empty after a disk was unplugged from it.
+//
+// A guest is not done with a slot when QEMU says that the disk is gone. By ACPI
+// every event has the guest told again of each slot that is to be ejected, and
+// it ejects once for each time, so that a second eject takes away whatever was
+// plugged in since the first (acpi_pcihp_eject_slot in hw/acpi/pcihp.c,
+// acpiphp_disable_and_eject_slot in Linux): with 20 disks coming and going it did
+// so every time. By SCSI the guest learns of the removal afterwards, and what it
+// still writes would reach the next disk there.
+const slotRest = 2 * time.Second
 
-func (s *slots) take() (slot, error) {
-	for i, taken := range s.taken {
-		if !taken {
-			s.taken[i] = true
-			return slot(i), nil
-		}
-	}
-	return 0, fmt.Errorf("%w: all %d are taken: raise hypervisor.slots (at most %d)", ErrNoSlot, len(s.taken), MaxDiskSlots)
+// slots hands out the places for disks, the one that has been free the longest
+// first: lowest first as long as there are new ones. It is not safe for
+// concurrent use.
+type slots struct {
+	free  []freeSlot
+	count int // of all
 }
 
-func (s *slots) free(i slot) { s.taken[i] = false }
+type freeSlot struct {
+	slot  slot
+	ready time.Time // when it may be used
+}
 
-// slot is a place for a disk: a bridge, and a device number behind it.
+func newSlots(n int) slots {
+	s := slots{free: make([]freeSlot, n), count: n}
+	for i := range s.free {
+		s.free[i].slot = slot(i)
+	}
+	return s
+}
+
+// take returns a slot and when it may be used.
+func (s *slots) take() (slot, time.Time, error) {
+	if len(s.free) == 0 {
+		return 0, time.Time{}, fmt.Errorf("%w: all %d are taken: raise hypervisor.slots (at most %d)", ErrNoSlot, s.count, MaxDiskSlots)
+	}
+	first := s.free[0]
+	s.free = s.free[1:]
+	return first.slot, first.ready, nil
+}
+
+// giveBack takes a slot that may be used again from then on.
+func (s *slots) giveBack(i slot, ready time.Time) {
+	s.free = append(s.free, freeSlot{i, ready})
+}
+
+// slot is a place for a disk: behind PCI bridges a bridge and a device number, on
+// a SCSI bus a target.
 type slot int
 
 func (s slot) bridge() int { return int(s) / slotsPerBridge }
@@ -39,3 +72,11 @@ func (s slot) addr() string { return fmt.Sprintf("%02x", s.device()) }
 
 // pciPath is how the agent protocol names it.
 func (s slot) pciPath() string { return fmt.Sprintf("%02x/%02x", addrBridge+s.bridge(), s.device()) }
+
+// lun is that of every disk on the SCSI bus. A target each, since a guest that
+// missed an event looks at LUN 0 of all targets (scsi_scan_host).
+const lun = 0
+
+// target is the SCSI target's number. QEMU's controller has 256
+// (hw/scsi/virtio-scsi.c, VIRTIO_SCSI_MAX_TARGET), more than MaxDiskSlots.
+func (s slot) target() int { return int(s) }

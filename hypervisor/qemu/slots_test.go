@@ -4,30 +4,27 @@ import (
 	"errors"
 	"strings"
 	"testing"
+	"time"
 )
 
-func TestSlotsAreHandedOutLowestFirstAndAgain(t *testing.T) {
-	s := slots{taken: make([]bool, MaxDiskSlots)}
-	seen := map[string]bool{}
-	for range MaxDiskSlots {
-		slot, err := s.take()
-		if err != nil {
-			t.Fatal(err)
+func TestSlotsAreHandedOutLowestFirstAndThenTheLongestFree(t *testing.T) {
+	s := newSlots(MaxDiskSlots)
+	for want := range slot(MaxDiskSlots) {
+		got, ready, err := s.take()
+		if got != want || !ready.IsZero() || err != nil {
+			t.Fatalf("got slot %d, ready %v, %v, want %d at once", got, ready, err, want)
 		}
-		if seen[slot.pciPath()] {
-			t.Errorf("%s is handed out twice", slot.pciPath())
-		}
-		seen[slot.pciPath()] = true
 	}
-	_, err := s.take()
+	_, _, err := s.take()
 	if !errors.Is(err, ErrNoSlot) || !strings.Contains(err.Error(), "hypervisor.slots") {
 		t.Errorf("error is %v", err)
 	}
-	s.free(40)
-	s.free(7)
-	for _, want := range []slot{7, 40} {
-		if got, err := s.take(); got != want || err != nil {
-			t.Errorf("got slot %d, %v, want %d", got, err, want)
+	later := time.Now().Add(slotRest)
+	s.giveBack(40, later)
+	s.giveBack(7, time.Time{})
+	for _, want := range []freeSlot{{40, later}, {7, time.Time{}}} {
+		if got, ready, err := s.take(); got != want.slot || ready != want.ready || err != nil {
+			t.Errorf("got slot %d, ready %v, %v, want %+v", got, ready, err, want)
 		}
 	}
 }

@@ -75,6 +75,8 @@ type Spec struct {
 	// DiskSlots is how many disks can be attached at once. They are reserved
 	// when the VM boots.
 	DiskSlots int
+	// BlockDriver is empty for VirtioBlk.
+	BlockDriver BlockDriver
 	// AIO is empty for AIOThreads.
 	AIO AIO
 	// CacheDirect opens the files behind disks with O_DIRECT.
@@ -109,6 +111,9 @@ func (s Spec) withDefaults() Spec {
 	}
 	if s.Accelerator == "" {
 		s.Accelerator = AcceleratorAuto
+	}
+	if s.BlockDriver == "" {
+		s.BlockDriver = VirtioBlk
 	}
 	if s.AIO == "" {
 		s.AIO = AIOThreads
@@ -151,6 +156,9 @@ func (s Spec) validate() error {
 	case AcceleratorAuto, AcceleratorKVM, AcceleratorTCG:
 	default:
 		bad("hypervisor.accelerator", "%q is not auto, kvm or tcg", s.Accelerator)
+	}
+	if s.BlockDriver != VirtioBlk && s.BlockDriver != VirtioSCSI {
+		bad("hypervisor.block_driver", "%q is not virtio-blk or virtio-scsi", s.BlockDriver)
 	}
 	switch s.AIO {
 	case AIOThreads, AIOURing:

@@ -42,7 +42,7 @@ func kernelVsock(t *testing.T) {
 	}
 	for i := range 3 {
 		var answer struct{ Echo string }
-		if dial(t, m).ask(&answer, "echo hello %d", i); answer.Echo != fmt.Sprintf("hello %d", i) {
+		if dial(t, m).ask(&answer, "echo hello-%d", i); answer.Echo != fmt.Sprintf("hello-%d", i) {
 			t.Errorf("echo is %q", answer.Echo)
 		}
 	}

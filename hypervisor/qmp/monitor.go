@@ -45,6 +45,8 @@ var (
 	// ErrProtocol is wrapped when QEMU sends what is not QMP. The connection
 	// is closed then: an answer may have been in what was not understood.
 	ErrProtocol = errors.New("not QMP")
+	// ErrNoFiles is wrapped when a file cannot be sent over the connection.
+	ErrNoFiles = errors.New("the QMP connection takes no files")
 )
 
 // Monitor is one QMP connection.
@@ -151,7 +153,19 @@ func (m *Monitor) Version() goqemu.Version {
 // if ctx has no deadline; QEMU may run the command all the same. An error that
 // QEMU answers is an *Error.
 func (m *Monitor) Execute(ctx context.Context, command string, args, result any) error {
-	r, err := m.call(ctx, command, map[string]any{}, args)
+	return m.ExecuteWithFile(ctx, command, args, result, nil)
+}
+
+// ExecuteWithFile is Execute of a command that takes a descriptor from the
+// socket, such as add-fd. QEMU receives a duplicate of file, which stays the
+// caller's; nil sends none. Where the connection is no Unix socket, a file is
+// refused with ErrNoFiles.
+//
+// Calls may overlap like any others: the kernel ends what one recvmsg returns at
+// the bytes that a descriptor came with (unix(7)), and QEMU reads the next
+// command only when it is done with this one.
+func (m *Monitor) ExecuteWithFile(ctx context.Context, command string, args, result any, file *os.File) error {
+	r, err := m.call(ctx, command, map[string]any{}, args, file)
 	if err != nil {
 		return err
 	}
@@ -166,7 +180,7 @@ func (m *Monitor) Execute(ctx context.Context, command string, args, result any)
 
 // call sends message, completed by the command, its arguments and an id, and
 // waits for the answer.
-func (m *Monitor) call(ctx context.Context, command string, message map[string]any, args any) (reply, error) {
+func (m *Monitor) call(ctx context.Context, command string, message map[string]any, args any, file *os.File) (reply, error) {
 	ctx, cancel := withDefaultTimeout(ctx)
 	defer cancel()
 	failed := func(err error) (reply, error) { return reply{}, fmt.Errorf("QMP %s: %w", command, err) }
@@ -185,7 +199,7 @@ func (m *Monitor) call(ctx context.Context, command string, message map[string]a
 	if err != nil {
 		return failed(err)
 	}
-	if err := m.write(ctx, append(line, '\n')); err != nil {
+	if err := m.write(ctx, append(line, '\n'), file); err != nil {
 		return failed(err)
 	}
 	select {
@@ -227,7 +241,7 @@ func (m *Monitor) forget(id string) {
 
 // write sends one line whole, or ends the connection: half a command would be
 // read as the beginning of the next one.
-func (m *Monitor) write(ctx context.Context, line []byte) error {
+func (m *Monitor) write(ctx context.Context, line []byte, file *os.File) error {
 	select {
 	case m.turn <- struct{}{}:
 		defer func() { <-m.turn }()
@@ -241,13 +255,13 @@ func (m *Monitor) write(ctx context.Context, line []byte) error {
 	}
 	var n int
 	err := interruptible(ctx, m.conn.SetWriteDeadline, func() (err error) {
-		n, err = m.conn.Write(line)
+		n, err = send(m.conn, line, file)
 		return err
 	})
 	if err == nil {
 		return nil
 	}
-	if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+	if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, ErrNoFiles) {
 		_ = m.conn.Close() // the reader notices and fails every pending call
 	}
 	return fmt.Errorf("send: %w", err)
@@ -296,7 +310,7 @@ func (m *Monitor) Run(command []byte) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("QMP command %.200q: execute is not a string", command)
 	}
-	r, err := m.call(context.Background(), name, message, nil)
+	r, err := m.call(context.Background(), name, message, nil, nil)
 	if err != nil {
 		return nil, err
 	}

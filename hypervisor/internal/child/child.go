@@ -58,7 +58,7 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 		// The child is not yet waited for, so the pid is its own.
 		start, err := startTime(cmd.Process.Pid)
 		if err == nil {
-			err = noCore(cmd.Process.Pid)
+			err = setLimits(cmd.Process.Pid)
 		}
 		if err != nil {
 			_ = cmd.Process.Kill()
@@ -77,10 +77,22 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
-// noCore keeps a process that crashes from writing its memory, which is the
-// guest's, to a file of the host.
-func noCore(pid int) error {
-	err := unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil)
+// setLimits keeps a process that crashes from writing its memory, which is the
+// guest's, to a file of the host, and lets it open as many files as this
+// process could let itself: a VM has a descriptor open for each layer of an
+// image, and the soft limit that a service inherits is often 1024.
+//
+// The Go runtime raises its own soft limit at the start and gives a child the
+// one it found (syscall/rlimit.go), so this has to be asked for.
+func setLimits(pid int) error {
+	var files unix.Rlimit
+	err := errors.Join(
+		unix.Prlimit(pid, unix.RLIMIT_CORE, &unix.Rlimit{}, nil),
+		unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &files))
+	if err == nil && files.Cur < files.Max {
+		files.Cur = files.Max
+		err = unix.Prlimit(pid, unix.RLIMIT_NOFILE, &files, nil)
+	}
 	if errors.Is(err, unix.ESRCH) { // a zombie has no limits any more
 		return nil
 	}

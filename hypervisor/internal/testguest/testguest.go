@@ -17,6 +17,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/u-root/u-root/pkg/cpio"
@@ -119,19 +120,18 @@ func Build(t testing.TB, out string, args ...string) string {
 	return out
 }
 
-// BootModules are what the program needs to listen and to see disks, in the
-// order in which they are loaded.
+// BootModules are what the program needs to listen and to see disks.
 var BootModules = []string{
-	"kernel/net/vmw_vsock/vsock.ko",
-	"kernel/net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
 	"kernel/net/vmw_vsock/vmw_vsock_virtio_transport.ko",
 	"kernel/drivers/block/virtio_blk.ko",
+	"kernel/drivers/scsi/virtio_scsi.ko",
+	"kernel/drivers/scsi/sd_mod.ko",
 }
 
 // Content is what an initramfs holds beside the directories every one needs.
 type Content struct {
 	Init    string            // the program that becomes /init
-	Modules []string          // paths below Tools.Modules without .xz; become /modules/NN-name.ko
+	Modules []string          // paths below Tools.Modules without .xz; with all they need they become /modules/NN-name.ko
 	Files   map[string]string // path in the guest, without the leading '/': file of the host
 	Links   map[string]string // path in the guest: target
 }
@@ -140,7 +140,7 @@ type Content struct {
 func Initramfs(t testing.TB, tools Tools, file string, c Content) {
 	t.Helper()
 	files := []cpio.Record{cpio.StaticFile("init", string(read(t, c.Init)), 0o755)}
-	for i, m := range c.Modules {
+	for i, m := range loadOrder(t, tools, c.Modules) {
 		name := fmt.Sprintf("modules/%02d-%s", i, filepath.Base(m))
 		files = append(files, cpio.StaticFile(name, string(unxz(t, filepath.Join(tools.Modules, m+".xz"))), 0o644))
 	}
@@ -172,6 +172,30 @@ func Initramfs(t testing.TB, tools Tools, file string, c Content) {
 	if err := os.WriteFile(file, archive.Bytes(), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// loadOrder puts before each of the modules, once, what it needs.
+func loadOrder(t testing.TB, tools Tools, modules []string) []string {
+	t.Helper()
+	// "a.ko.xz: b.ko.xz c.ko.xz" in modules.dep: a needs b, which needs c.
+	needs := map[string][]string{}
+	for line := range strings.Lines(string(read(t, filepath.Join(tools.Modules, "modules.dep")))) {
+		name, deps, _ := strings.Cut(strings.ReplaceAll(line, ".xz", ""), ":")
+		needs[name] = strings.Fields(deps)
+	}
+	var order []string
+	for _, m := range modules {
+		deps, known := needs[m]
+		if !known {
+			t.Fatalf("the kernel of %s has no module %s", tools.Root, m)
+		}
+		for _, name := range slices.Backward(append([]string{m}, deps...)) {
+			if !slices.Contains(order, name) {
+				order = append(order, name)
+			}
+		}
+	}
+	return order
 }
 
 func read(t testing.TB, file string) []byte {

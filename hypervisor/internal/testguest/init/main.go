@@ -2,20 +2,17 @@
 // the modules it finds in /modules, listens on vsock port 1024, dials the host
 // on port 1028 and answers one line of request with one line of JSON.
 //
-// It is no agent: it knows disks only as /sys/block shows them.
+// It is no agent: it knows disks as /sys/block shows them, and does to them what
+// a test asks for, one request at a time for each connection.
 package main
 
 import (
 	"bufio"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"github.com/mdlayher/vsock"
@@ -113,120 +110,35 @@ func serve(c net.Conn) {
 	}
 }
 
+// requests are what can be asked for, by the verb that begins the line, with the
+// number of arguments behind it.
+var requests = map[string]struct {
+	args int
+	do   func(args []string) (any, error)
+}{
+	"echo":    {1, func(a []string) (any, error) { return map[string]string{"echo": a[0]}, nil }},
+	"disks":   {1, func(a []string) (any, error) { return waitForDisks(a[0]) }},
+	"sum":     {1, func(a []string) (any, error) { return sum(a[0]) }},
+	"fill":    {2, func(a []string) (any, error) { return done, fill(a[0], a[1]) }},
+	"remove":  {1, func(a []string) (any, error) { return done, os.Remove(a[0]) }},
+	"discard": {1, func(a []string) (any, error) { return done, discard(a[0]) }},
+	"mount":   {2, func(a []string) (any, error) { return done, mount(a[0], a[1]) }},
+	"trim":    {1, func(a []string) (any, error) { return done, trim(a[0]) }},
+	"unmount": {1, func(a []string) (any, error) { return done, unix.Unmount(mountPoint(a[0]), 0) }},
+	"panic":   {0, func([]string) (any, error) { return done, os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0) }},
+}
+
+// done answers what has no more to say.
+var done = struct{}{}
+
 func handle(line string) (any, error) {
-	verb, arg, _ := strings.Cut(line, " ")
-	switch verb {
-	case "echo":
-		return map[string]string{"echo": arg}, nil
-	case "disks":
-		return waitForDisks(arg)
-	case "sum":
-		return sum(arg)
-	case "write":
-		return map[string]string{}, os.WriteFile("/dev/"+arg, []byte("written by the guest"), 0)
-	case "panic":
-		return nil, os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
+	words := strings.Fields(line)
+	if len(words) == 0 {
+		return nil, fmt.Errorf("no request")
 	}
-	return nil, fmt.Errorf("no such verb: %q", verb)
-}
-
-type disk struct {
-	Name     string `json:"name"`
-	Serial   string `json:"serial"`
-	PCIPath  string `json:"pci_path"`
-	Bytes    int64  `json:"bytes"`
-	ReadOnly bool   `json:"read_only"`
-}
-
-// waitForDisks returns the disks once there are as many as count says. What comes
-// is announced by the kernel (lib/kobject_uevent.c).
-func waitForDisks(count string) ([]disk, error) {
-	want, err := strconv.Atoi(count)
-	if err != nil {
-		return nil, err
+	r, known := requests[words[0]]
+	if !known || len(words) != r.args+1 {
+		return nil, fmt.Errorf("no such request: %q", line)
 	}
-	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
-		return nil, err
-	}
-	buf := make([]byte, 8<<10)
-	for {
-		found, err := disks()
-		if err != nil || len(found) == want {
-			return found, err
-		}
-		if _, err := unix.Read(fd, buf); err != nil && err != unix.ENOBUFS {
-			return nil, err
-		}
-	}
-}
-
-func disks() ([]disk, error) {
-	found := []disk{}
-	blocks, err := filepath.Glob("/sys/block/vd*")
-	if err != nil {
-		return nil, err
-	}
-	for _, b := range blocks {
-		d := disk{Name: filepath.Base(b)}
-		serial, err := os.ReadFile(b + "/serial")
-		if os.IsNotExist(err) {
-			continue // on its way in or out
-		}
-		if err != nil {
-			return nil, err
-		}
-		d.Serial = strings.TrimSpace(string(serial))
-		ro, err := os.ReadFile(b + "/ro")
-		if err != nil {
-			return nil, err
-		}
-		d.ReadOnly = strings.TrimSpace(string(ro)) == "1"
-		size, err := os.ReadFile(b + "/size")
-		if err != nil {
-			return nil, err
-		}
-		var sectors int64
-		if _, err := fmt.Sscan(string(size), &sectors); err != nil {
-			return nil, err
-		}
-		d.Bytes = sectors * 512
-		real, err := filepath.EvalSymlinks(b)
-		if err != nil {
-			return nil, err
-		}
-		d.PCIPath = pciPath(real)
-		found = append(found, d)
-	}
-	return found, nil
-}
-
-// pciPath turns …/pci0000:00/0000:00:02.0/0000:01:05.0/virtio3/block/vda into 02/05.
-func pciPath(path string) string {
-	var slots []string
-	for element := range strings.SplitSeq(path, "/") {
-		var domain, bus, slot, function int
-		if n, _ := fmt.Sscanf(element, "%x:%x:%x.%x", &domain, &bus, &slot, &function); n == 4 {
-			slots = append(slots, fmt.Sprintf("%02x", slot))
-		}
-	}
-	return strings.Join(slots, "/")
-}
-
-func sum(name string) (any, error) {
-	f, err := os.Open("/dev/" + name)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	h := sha256.New()
-	n, err := io.Copy(h, f)
-	if err != nil {
-		return nil, err
-	}
-	return map[string]any{"sha256": hex.EncodeToString(h.Sum(nil)), "bytes": n}, nil
+	return r.do(words[1:])
 }

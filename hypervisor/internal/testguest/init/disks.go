@@ -1,0 +1,143 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// disk is a disk as the kernel shows it. One of PCIPath and SCSI is set.
+type disk struct {
+	Name     string `json:"name"`
+	Serial   string `json:"serial"`
+	PCIPath  string `json:"pci_path"`
+	SCSI     string `json:"scsi"`
+	Bytes    int64  `json:"bytes"`
+	ReadOnly bool   `json:"read_only"`
+}
+
+// quiet is how long nothing may come or go before waitForDisks gives up.
+const quiet = 30 // seconds
+
+// waitForDisks returns the disks once there are as many as count says, or those
+// that there are when nothing has changed for long. What comes is announced by
+// the kernel (lib/kobject_uevent.c).
+func waitForDisks(count string) ([]disk, error) {
+	want, err := strconv.Atoi(count)
+	if err != nil {
+		return nil, err
+	}
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
+		return nil, err
+	}
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: quiet}); err != nil {
+		return nil, err
+	}
+	buf := make([]byte, 8<<10)
+	for {
+		found, err := disks()
+		if err != nil || len(found) == want {
+			return found, err
+		}
+		switch _, err := unix.Read(fd, buf); err {
+		case nil, unix.ENOBUFS, unix.EINTR:
+		case unix.EAGAIN:
+			return found, nil
+		default:
+			return nil, err
+		}
+	}
+}
+
+func disks() ([]disk, error) {
+	found := []disk{}
+	for _, pattern := range []string{"/sys/block/vd*", "/sys/block/sd*"} {
+		blocks, err := filepath.Glob(pattern)
+		if err != nil {
+			return nil, err
+		}
+		for _, b := range blocks {
+			d, err := look(b)
+			if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
+				continue // on its way in or out
+			}
+			if err != nil {
+				return nil, err
+			}
+			found = append(found, d)
+		}
+	}
+	return found, nil
+}
+
+// look reads what /sys says about the disk at b.
+func look(b string) (disk, error) {
+	d := disk{Name: filepath.Base(b)}
+	var err error
+	attribute := func(name string) string {
+		var text []byte
+		if err == nil {
+			text, err = os.ReadFile(filepath.Join(b, name))
+		}
+		return strings.TrimSpace(string(text))
+	}
+	if strings.HasPrefix(d.Name, "vd") {
+		d.Serial = attribute("serial")
+	} else if page := attribute("device/vpd_pg80"); len(page) > 4 {
+		d.Serial = page[4:] // behind the page's header
+	} else if err == nil {
+		return d, os.ErrNotExist
+	}
+	d.ReadOnly = attribute("ro") == "1"
+	sectors := attribute("size")
+	if err != nil {
+		return d, err
+	}
+	n, err := strconv.ParseInt(sectors, 10, 64)
+	if err != nil {
+		return d, err
+	}
+	if d.Bytes = n * 512; n == 0 {
+		return d, os.ErrNotExist // not read yet
+	}
+	path, err := filepath.EvalSymlinks(b)
+	if err != nil {
+		return d, err
+	}
+	if d.SCSI = scsiAddress(path); d.SCSI == "" {
+		d.PCIPath = pciPath(path)
+	}
+	return d, nil
+}
+
+// pciPath turns …/pci0000:00/0000:00:02.0/0000:01:05.0/virtio3/block/vda into 02/05.
+func pciPath(path string) string {
+	var slots []string
+	for element := range strings.SplitSeq(path, "/") {
+		var domain, bus, slot, function int
+		if n, _ := fmt.Sscanf(element, "%x:%x:%x.%x", &domain, &bus, &slot, &function); n == 4 {
+			slots = append(slots, fmt.Sprintf("%02x", slot))
+		}
+	}
+	return strings.Join(slots, "/")
+}
+
+// scsiAddress turns …/host0/target0:0:7/0:0:7:0/block/sda into 7:0.
+func scsiAddress(path string) string {
+	element := filepath.Base(filepath.Dir(filepath.Dir(path)))
+	var host, channel, id, lun int
+	if n, _ := fmt.Sscanf(element, "%d:%d:%d:%d", &host, &channel, &id, &lun); n != 4 || !strings.Contains(path, "/target") {
+		return ""
+	}
+	return fmt.Sprintf("%d:%d", id, lun)
+}
