@@ -61,8 +61,8 @@ type container struct {
 	serial     int    // names its disks
 	dir        string // own directory below the sandbox's
 	streams    stdio.Paths
-	disks      []string // ids of attached disks, written by create only
-	inGuest    bool     // the agent has the container, written by create only
+	disks      []attached // written by create only
+	inGuest    bool       // the agent has the container, written by create only
 	abandon    context.CancelFunc
 
 	exited chan struct{} // closed when state becomes Stopped

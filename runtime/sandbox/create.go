@@ -3,7 +3,6 @@ package sandbox
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,14 +12,9 @@ import (
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sync/errgroup"
 
 	"github.com/erofsvm/erofsvm/agentclient"
 	"github.com/erofsvm/erofsvm/agentclient/pb"
-	"github.com/erofsvm/erofsvm/hypervisor"
-	"github.com/erofsvm/erofsvm/rootfs"
-	"github.com/erofsvm/erofsvm/rootfs/merge"
-	"github.com/erofsvm/erofsvm/rootfs/vmdk"
 	"github.com/erofsvm/erofsvm/runtime/guestspec"
 	"github.com/erofsvm/erofsvm/runtime/stdio"
 )
@@ -70,6 +64,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	if err != nil {
 		return 0, err
 	}
+	defer plan.Close() // QEMU has its own descriptors by then
 	streams, err := stdio.Open(req.Streams, func(err error) { s.log.WithError(err).WithField("container", req.ID).Warn("stream") })
 	if err != nil {
 		return 0, err
@@ -144,96 +139,6 @@ func readSpec(bundle string) (*specs.Spec, error) {
 }
 
 func guestRootfs(id string) string { return guestRoot + "/" + id + "/rootfs" }
-
-// plan turns the mounts into disks and storages.
-func (m *machine) plan(ctx context.Context, mounts []rootfs.Mount) (*rootfs.Plan, error) {
-	begun := time.Now()
-	defer m.trace.phase("plan", begun)
-	ctx, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Plan.Std())
-	defer cancel()
-	planner := rootfs.NewPlanner(rootfs.Options{
-		CacheDir:  filepath.Join(m.cfg.CacheDir, "merge"),
-		MkfsErofs: m.cfg.Rootfs.MkfsErofs,
-	})
-	plan, err := planner.Plan(ctx, mounts)
-	if errors.Is(err, merge.ErrTool) {
-		return nil, fmt.Errorf("rootfs.mkfs_erofs = %q: %w", m.cfg.Rootfs.MkfsErofs, err)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("rootfs: %w", err)
-	}
-	m.log.WithField("strategy", plan.Strategy).Infof("rootfs planned: %s", plan.Reason)
-	for _, w := range plan.Warnings {
-		m.log.Warnf("rootfs: %s", w)
-	}
-	return plan, nil
-}
-
-// attach gives the plan's disks to the VM and returns the storages with the
-// addresses at which the guest finds them.
-func (m *machine) attach(ctx context.Context, c *container, plan *rootfs.Plan) ([]*pb.Storage, error) {
-	begun := time.Now()
-	defer m.trace.phase("attach", begun)
-	if err := os.Mkdir(c.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("container's directory: %w", err)
-	}
-	places := make([]hypervisor.Attachment, len(plan.Disks))
-	files := make([]string, len(plan.Disks))
-	var all errgroup.Group
-	for i, d := range plan.Disks {
-		id := fmt.Sprintf("c%d-%s-%d", c.serial, d.Role, i)
-		c.disks = append(c.disks, id)
-		all.Go(func() (err error) {
-			if files[i], err = diskFile(c.dir, d); err != nil {
-				return err
-			}
-			ctx, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Plug.Std())
-			defer cancel()
-			places[i], err = m.vm.Attach(ctx, hypervisor.Disk{
-				ID: id, Driver: hypervisor.Driver(d.Driver), Path: files[i], ReadOnly: d.ReadOnly,
-			})
-			return err
-		})
-	}
-	if err := all.Wait(); err != nil {
-		return nil, err
-	}
-	m.trace.disks(plan, places, files)
-	var storages []*pb.Storage
-	for _, st := range plan.Storages {
-		if st.Disk < 0 || st.Disk >= len(places) {
-			return nil, fmt.Errorf("rootfs: a %s without a disk is not supported: %w", st.FSType, errdefs.ErrNotImplemented)
-		}
-		storages = append(storages, &pb.Storage{
-			Driver: "blk", Source: places[st.Disk].PCIPath, Fstype: st.FSType,
-			Options: st.Options, MountPoint: guestRootfs(c.id),
-		})
-	}
-	return storages, nil
-}
-
-// diskFile is the file that QEMU opens for a disk: the disk itself, or the
-// descriptor that joins its extents.
-func diskFile(dir string, d rootfs.Disk) (string, error) {
-	if d.Driver != rootfs.DriverVMDK {
-		return d.Path, nil
-	}
-	return vmdk.Write(dir, string(d.Role)+".vmdk", d.Extents)
-}
-
-// detach takes a container's disks from a VM that lives on.
-func (m *machine) detach(ctx context.Context, c *container) error {
-	if !m.alive() {
-		return nil
-	}
-	var errs []error
-	for _, id := range c.disks {
-		dctx, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Unplug.Std())
-		errs = append(errs, m.vm.Detach(dctx, id))
-		cancel()
-	}
-	return errors.Join(errs...)
-}
 
 // guestStreams is a process of the guest as package stdio sees it.
 type guestStreams struct {

@@ -44,6 +44,7 @@ type machine struct {
 	log      *log.Entry
 	trace    *trace
 	died     func(*machine)
+	layers   layerNames
 
 	ctx    context.Context // ends with the VM
 	cancel context.CancelCauseFunc
@@ -80,6 +81,7 @@ func (m *machine) run() {
 	if m.err != nil {
 		return // Create stops the machine
 	}
+	m.tasks.Go(m.followLog)
 	<-m.vm.Done()
 	if err := m.vm.Err(); err != nil {
 		m.log.WithError(err).Error("virtual machine ended")
@@ -180,6 +182,7 @@ func (m *machine) spec() (qemu.Spec, error) {
 		Initrd:       m.cfg.Guest.Initrd,
 		KernelParams: strings.Fields(m.cfg.Guest.KernelParams),
 		DiskSlots:    h.Slots,
+		BlockDriver:  qemu.BlockDriver(h.BlockDriver),
 		AIO:          qemu.AIO(h.AIO),
 		Vsock:        vsock.Kind(m.cfg.Vsock.Backend),
 		VsockDaemon:  daemon,

@@ -7,7 +7,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/hypervisor/qemu"
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/rootfs/vmdk"
@@ -33,18 +32,19 @@ type traceFile struct {
 	Strategy    string       `json:"strategy,omitempty"`
 	Reason      string       `json:"reason,omitempty"`
 	Disks       []traceDisk  `json:"disks,omitempty"`
-	Descriptor  string       `json:"descriptor,omitempty"` // text of the VMDK
+	Descriptor  string       `json:"descriptor,omitempty"` // text of the VMDK, with the paths of what QEMU gets as descriptors
 	Phases      []tracePhase `json:"phases"`
 }
 
 type traceDisk struct {
-	Role     string        `json:"role"`
-	Driver   string        `json:"driver"`
-	Path     string        `json:"path"`
-	PCI      string        `json:"pci"`
-	ReadOnly bool          `json:"readonly"`
-	Bytes    int64         `json:"bytes"`
-	Extents  []vmdk.Extent `json:"extents,omitempty"`
+	Role       string             `json:"role"`
+	Driver     string             `json:"driver"`
+	Path       string             `json:"path,omitempty"` // of a raw disk
+	Address    string             `json:"address"`        // in the guest: PCI path, or SCSI id and lun
+	ReadOnly   bool               `json:"readonly"`
+	Bytes      int64              `json:"bytes"`
+	Extents    []vmdk.Extent      `json:"extents,omitempty"`
+	Partitions []rootfs.Partition `json:"partitions,omitempty"`
 }
 
 // tracePhase is a step of the sandbox's life; phases may overlap. Start counts
@@ -81,7 +81,7 @@ func (t *trace) timings(q qemu.Timings) {
 	t.add("qemu exec to agent", now.Add(-q.Ready), q.Ready)
 }
 
-func (t *trace) disks(plan *rootfs.Plan, places []hypervisor.Attachment, files []string) {
+func (t *trace) disks(plan *rootfs.Plan, places []place) {
 	if t.path == "" {
 		return
 	}
@@ -89,16 +89,19 @@ func (t *trace) disks(plan *rootfs.Plan, places []hypervisor.Attachment, files [
 		f.Strategy, f.Reason = string(plan.Strategy), plan.Reason
 		for i, d := range plan.Disks {
 			f.Disks = append(f.Disks, traceDisk{
-				Role: string(d.Role), Driver: string(d.Driver), Path: files[i], PCI: places[i].PCIPath,
-				ReadOnly: d.ReadOnly, Bytes: d.Bytes, Extents: d.Extents,
+				Role: string(d.Role), Driver: string(d.Driver), Path: d.Path, Address: places[i].source,
+				ReadOnly: d.ReadOnly, Bytes: d.Bytes, Extents: d.Extents, Partitions: d.Partitions,
 			})
 			if d.Driver == rootfs.DriverVMDK {
-				text, _ := os.ReadFile(files[i])
+				text, _ := vmdk.Descriptor(vmdk.Resolve(d.Extents, generatedName))
 				f.Descriptor = string(text)
 			}
 		}
 	})
 }
+
+// generatedName stands in a trace for the file that was made for a disk alone.
+const generatedName = "/partition-table"
 
 func (t *trace) set(change func(*traceFile)) {
 	if t.path == "" {

@@ -41,16 +41,24 @@ func (o *outcome) disks(b *strings.Builder) {
 		if d.ReadOnly {
 			access = "read-only"
 		}
-		fmt.Fprintf(b, "  %-7s %-5s %-10s %9s  at %-6s %s\n", d.Role, d.Driver, access, mebibytes(d.Bytes), d.PCI, o.short(d.Path))
+		fmt.Fprintf(b, "  %-7s %-5s %-10s %9s  at %-6s %s\n", d.Role, d.Driver, access, mebibytes(d.Bytes), d.Address, o.source(d))
 	}
 	fmt.Fprintf(b, "  strategy: %s (%s)\n", o.trace.Strategy, o.trace.Reason)
+}
+
+// source is the file behind a disk.
+func (o *outcome) source(d harness.TraceDisk) string {
+	if d.Path == "" {
+		return fmt.Sprintf("%d extents, see below", len(d.Extents))
+	}
+	return o.short(d.Path)
 }
 
 func (o *outcome) descriptor(b *strings.Builder) {
 	if o.trace.Descriptor == "" {
 		return
 	}
-	fmt.Fprintf(b, "\nVMDK descriptor\n")
+	fmt.Fprintf(b, "\nVMDK descriptor (QEMU gets it, and the files it names, as descriptors that are open already)\n")
 	for line := range strings.Lines(o.trace.Descriptor) {
 		fmt.Fprintf(b, "  | %s\n", strings.ReplaceAll(strings.TrimRight(line, "\n"), o.tree+string(filepath.Separator), ""))
 	}

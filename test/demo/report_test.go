@@ -20,8 +20,8 @@ func sample() *outcome {
 		trace: &harness.Trace{
 			ID: "demo-1", Accelerator: "tcg", Strategy: "merged", Reason: "2 plain layers, one fsmeta",
 			Disks: []harness.TraceDisk{
-				{Role: "upper", Driver: "raw", Path: "/src/erofsvm/.build/run/demo/root/9/rwlayer.img", PCI: "02/00", Bytes: 64 << 20},
-				{Role: "layers", Driver: "vmdk", Path: "/src/erofsvm/.build/run/demo/r/s/abc/c1/layers.vmdk", PCI: "02/01", ReadOnly: true, Bytes: 3 << 19},
+				{Role: "upper", Driver: "raw", Path: "/src/erofsvm/.build/run/demo/root/9/rwlayer.img", Address: "02/00", Bytes: 64 << 20},
+				{Role: "layers", Driver: "vmdk", Extents: []harness.TraceExtent{{Path: "/src/erofsvm/.build/cache/fsmeta.erofs", Sectors: 8}}, Address: "02/01", ReadOnly: true, Bytes: 3 << 19},
 			},
 			Descriptor: "# Disk DescriptorFile\nRW 8 FLAT \"/src/erofsvm/.build/cache/fsmeta.erofs\" 0\n",
 			Phases: []harness.TracePhase{

@@ -30,7 +30,8 @@ func TestWhatTheConfigurationNamesIsNotThere(t *testing.T) {
 			// A cache of its own: an fsmeta that is already there would need
 			// no mkfs.erofs.
 			err := createFails(t, bed, r.mounts, write(t, bed.ShimConfig().
-				Set(c.section, c.key, absent).Set("", "cache_dir", t.TempDir())))
+				Set(c.section, c.key, absent).Set("", "cache_dir", t.TempDir()).
+				Set("rootfs", "layers", "merge"))) // else there would be partitions
 			for _, want := range []string{c.want, absent} {
 				if !strings.Contains(err.Error(), want) {
 					t.Errorf("the error does not name %s: %v", want, err)

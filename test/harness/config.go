@@ -93,18 +93,22 @@ func (c ShimConfig) Write(path string) error {
 	return writeTOML(path, c)
 }
 
-// shimConfig points the shim to what the tree has built.
+// shimConfig is the configuration of a private containerd's shim.
 func shimConfig(t Tree, d dirs) ShimConfig {
+	return BuiltConfig(t, d.sandboxes, d.cache).Set("debug", "trace_dir", d.traces)
+}
+
+// BuiltConfig points the runtime to what the tree has built. state is the
+// directory of sandboxes, whose path must be short, cache that of what is kept.
+func BuiltConfig(t Tree, state, cache string) ShimConfig {
 	return ShimConfig{}.
-		Set("", "state_dir", d.sandboxes).
-		Set("", "cache_dir", d.cache).
+		Set("", "state_dir", state).
+		Set("", "cache_dir", cache).
 		Set("hypervisor", "path", t.QEMU()).
 		Set("guest", "kernel", t.Kernel()).
 		Set("guest", "initrd", t.Initrd()).
 		Set("vsock", "device_path", t.VhostDeviceVsock()).
-		Set("rootfs", "mkfs_erofs", t.MkfsErofs()).
-		Set("", "cache_dir", d.cache).
-		Set("debug", "trace_dir", d.traces)
+		Set("rootfs", "mkfs_erofs", t.MkfsErofs())
 }
 
 func writeTOML(path string, value any) error {

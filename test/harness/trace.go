@@ -18,7 +18,7 @@ type Trace struct {
 	Strategy    string       `json:"strategy"`
 	Reason      string       `json:"reason"`
 	Disks       []TraceDisk  `json:"disks"`
-	Descriptor  string       `json:"descriptor"` // of the VMDK; empty without one
+	Descriptor  string       `json:"descriptor"` // of the VMDK, with the paths of its files; empty without one
 	Phases      []TracePhase `json:"phases"`
 }
 
@@ -26,8 +26,8 @@ type Trace struct {
 type TraceDisk struct {
 	Role     string        `json:"role"` // "upper" or "layers"
 	Driver   string        `json:"driver"`
-	Path     string        `json:"path"`
-	PCI      string        `json:"pci"`
+	Path     string        `json:"path"`    // empty for a VMDK
+	Address  string        `json:"address"` // PCI path, or SCSI id and lun
 	ReadOnly bool          `json:"readonly"`
 	Bytes    int64         `json:"bytes"`
 	Extents  []TraceExtent `json:"extents"`
