@@ -22,10 +22,10 @@ AGENT_BUILD := CGO_ENABLED=1 go build -trimpath -tags 'netgo osusergo' -ldflags 
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # The packages whose tests run the whole path have a target of their own.
-E2E_PACKAGES  := ./test/e2e/... ./test/faults/...
-UNIT_PACKAGES = $$(go list ./... | grep -v -E '/test/(e2e|faults)(/|$$)')
+E2E_PACKAGES  := ./test/e2e/... ./test/faults/... ./test/truth/...
+UNIT_PACKAGES = $$(go list ./... | grep -v -E '/test/(e2e|faults|truth)(/|$$)')
 TEST_FLAGS    ?=
-FUZZ_TIME     ?= 30s
+FUZZ_TIME     ?= 2m
 
 .PHONY: help
 help: ## this list
@@ -87,8 +87,10 @@ lint: tools ## gofmt, vet, staticcheck and the house rules
 	@$(ENV) go test -count=1 ./test/policy
 
 .PHONY: bench
-bench: guest-image images ## the phases of a ctr run and the memory of its parts, beside a bare boot
+bench: guest-image images ## the phases of a ctr run, its memory, and what the strategies for layers cost, into .build/bench
+	@test/setup/tools.sh fio
 	@$(ENV) go run ./test/bench -out $(BUILD)/bench
+	@$(ENV) go run ./test/bench/disks -out $(BUILD)/bench
 
 .PHONY: proto
 proto: ## regenerate agentclient/pb from its .proto files
@@ -96,7 +98,7 @@ proto: ## regenerate agentclient/pb from its .proto files
 	@$(ENV) agentclient/pb/generate.sh
 
 .PHONY: fuzz
-fuzz: tools ## every fuzz target for FUZZ_TIME (30s)
+fuzz: tools ## every fuzz target for FUZZ_TIME (2m)
 	@$(ENV) for pkg in $$(go list ./...); do \
 		for target in $$(go test -list '^Fuzz' $$pkg | grep '^Fuzz' || true); do \
 			echo "$$pkg $$target"; go test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZ_TIME) $$pkg; \
