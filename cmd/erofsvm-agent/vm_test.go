@@ -15,7 +15,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/ttrpc"
+
 	"github.com/erofsvm/erofsvm/agentclient"
+	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/image"
 	"github.com/erofsvm/erofsvm/guest/layout"
 )
@@ -70,6 +73,7 @@ type guest struct {
 	vsock   string // Unix socket of the VM's vsock
 	monitor *monitor
 	client  *agentclient.Client
+	agent   pb.AgentServiceService // what the client has no method for
 }
 
 // startGuest boots the image with the agent and connects to it. The end of the
@@ -96,7 +100,7 @@ func startGuest(t *testing.T) *guest {
 	// One processor, as pods have by default: under TCG a second one can lose its
 	// timer interrupts and stall the guest (seen in one of some ten boots).
 	g.start(t, qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max,la57=off", "-smp", "1", "-m", "512M",
+		"-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max,la57=off", "-smp", "1", "-m", "512M,slots=1,maxmem=1G",
 		"-object", "memory-backend-memfd,id=ram,size=512M,share=on",
 		"-kernel", filepath.Join(g.dir, image.Kernel), "-initrd", filepath.Join(g.dir, image.Initrd),
 		"-append", "console=ttyS0 panic=-1 quiet no_timer_check",
@@ -108,7 +112,10 @@ func startGuest(t *testing.T) *guest {
 	_ = accept(t, ready).Close()
 	t.Logf("QEMU exec to agent listening: %v", time.Since(began))
 	g.client = agentclient.New(g.dial(t, layout.PortAgent), agentclient.DefaultDeadlines())
+	bare := ttrpc.NewClient(g.dial(t, layout.PortAgent))
+	g.agent = pb.NewAgentServiceClient(bare)
 	t.Cleanup(func() {
+		_ = bare.Close()
 		_ = g.client.Close()
 		<-g.client.Done()
 	})
@@ -220,7 +227,7 @@ func newMonitor(t *testing.T, conn net.Conn) *monitor {
 	return m
 }
 
-func (m *monitor) do(t *testing.T, command string, args map[string]any) {
+func (m *monitor) do(t *testing.T, command string, args map[string]any) json.RawMessage {
 	t.Helper()
 	request, err := json.Marshal(map[string]any{"execute": command, "arguments": args})
 	if err != nil {
@@ -244,7 +251,7 @@ func (m *monitor) do(t *testing.T, command string, args map[string]any) {
 		if reply["error"] != nil {
 			t.Fatalf("%s: %s", command, line)
 		}
-		return
+		return reply["return"]
 	}
 }
 
