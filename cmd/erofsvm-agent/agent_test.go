@@ -225,6 +225,7 @@ func TestAgentInVM(t *testing.T) {
 	t.Run("update and statistics", func(t *testing.T) { testUpdate(t, g) })
 	t.Run("out of memory", func(t *testing.T) { testOOM(t, g) })
 	t.Run("hooks and sysctls", func(t *testing.T) { testHooks(t, g) })
+	t.Run("seccomp", func(t *testing.T) { testSeccomp(t, g) })
 	t.Run("many short execs", func(t *testing.T) { testManyExecs(t, g) })
 	t.Run("a disk that does not come", func(t *testing.T) {
 		client := agentclient.New(g.dial(t, layout.PortAgent), agentclient.Deadlines{Create: 2 * time.Second})

@@ -331,6 +331,50 @@ func testHooks(t *testing.T, g *guest) {
 	}
 }
 
+// testSeccomp gives a container a profile, which an agent without seccomp
+// refuses instead of running the container without one.
+func testSeccomp(t *testing.T, g *guest) {
+	ctx := t.Context()
+	details, err := g.client.GetGuestDetails(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := containerSpec("filter", "tty") // asks for its size first
+	spec.Linux.Seccomp = &pb.LinuxSeccomp{
+		DefaultAction: "SCMP_ACT_ALLOW", Architectures: []string{"SCMP_ARCH_X86_64", "SCMP_ARCH_X86"},
+		Syscalls: []*pb.LinuxSyscall{{Names: []string{"ioctl"}, Action: "SCMP_ACT_ERRNO", ErrnoRet: &pb.LinuxSyscall_Errnoret{Errnoret: 71}}},
+	}
+	if !details.GetAgentDetails().GetSupportsSeccomp() {
+		err := g.client.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: "filter", Storages: layers("filter"), OCI: spec})
+		if !errors.Is(err, errdefs.ErrNotImplemented) || !strings.Contains(err.Error(), "OCI.Linux.Seccomp") {
+			t.Errorf("%v", err)
+		}
+		t.Log("this agent is built without seccomp")
+		return
+	}
+	for _, privileges := range []bool{true, false} { // the filter is loaded at another point then
+		spec.Process.NoNewPrivileges = privileges
+		_, stderr, code := g.runContainer(t, "filter", layers("filter"), spec)
+		if code != 1 || !strings.Contains(stderr, "protocol error") { // errno 71
+			t.Errorf("no_new_privs %v: status %d, %q", privileges, code, stderr)
+		}
+	}
+	spec.Process.Args[1] = "facts"
+	spec.Linux.Seccomp.Syscalls[0].Names = []string{"ptrace"}
+	p := g.started(t, spec, "filter")
+	if out, stderr, code := g.collect(t, p); code != 0 || !strings.Contains(out, "Seccomp: 2\n") {
+		t.Errorf("status %d, %s, %s", code, stderr, out)
+	}
+	g.removed(t, p)
+	long := containerSpec("filter", "cat")
+	long.Linux.Seccomp = spec.Linux.Seccomp
+	p = g.started(t, long, "filter")
+	if out, _ := g.exec(t, "filter", "e", "facts"); !strings.Contains(out, "Seccomp: 2\n") {
+		t.Errorf("an exec is not filtered: %s", out)
+	}
+	g.removed(t, p)
+}
+
 // testPlug plugs memory into the machine. Processors cannot be plugged under
 // TCG: the kernel takes those that are not there at the start for plugs of a
 // hypervisor that it knows, and for missing ones of real hardware otherwise

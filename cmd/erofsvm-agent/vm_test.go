@@ -29,23 +29,34 @@ const bootDeadline = 3 * time.Minute
 
 // tool returns what test/setup/tools.sh installed, and skips the test where it
 // is not there.
-func tool(t *testing.T, path string) string {
+func tool(t *testing.T, name string) string {
 	t.Helper()
+	path := toolPath(name)
+	if !fileExists(path) {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("no %s", path)
+		}
+		t.Skipf("run test/setup/tools.sh: no %s", path)
+	}
+	return path
+}
+
+// toolPath is where test/setup/tools.sh installs a tool.
+func toolPath(name string) string {
 	root := os.Getenv("EROFSVM_TOOLS")
 	if root == "" {
 		root = filepath.Join("..", "..", ".build", "tools")
 	}
-	path, err := filepath.Abs(filepath.Join(root, path))
-	if err == nil {
-		_, err = os.Stat(path)
-	}
+	path, err := filepath.Abs(filepath.Join(root, name))
 	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skipf("run test/setup/tools.sh: %v", err)
+		return name
 	}
 	return path
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func run(t *testing.T, env []string, name string, args ...string) {
@@ -57,12 +68,16 @@ func run(t *testing.T, env []string, name string, args ...string) {
 	}
 }
 
-// buildAgent builds the agent as the guest image has it.
+// buildAgent builds the agent as the guest image has it: with seccomp where
+// the set-up has brought the library.
 func buildAgent(t *testing.T, dir string) string {
 	t.Helper()
 	agent := filepath.Join(dir, "erofsvm-agent")
-	run(t, []string{"CGO_ENABLED=1"}, "go", "build", "-trimpath", "-tags", "netgo osusergo runc_nocriu",
-		"-ldflags", "-s -w -extldflags -static", "-o", agent, ".")
+	env, tags := []string{"CGO_ENABLED=1"}, "netgo osusergo runc_nocriu"
+	if finder := toolPath("seccomp/pkg-config"); fileExists(finder) {
+		env, tags = append(env, "PKG_CONFIG="+finder), tags+" seccomp"
+	}
+	run(t, env, "go", "build", "-trimpath", "-tags", tags, "-ldflags", "-s -w -extldflags -static", "-o", agent, ".")
 	return agent
 }
 
