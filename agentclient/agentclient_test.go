@@ -34,6 +34,11 @@ type fakeAgent struct {
 	read                   func(context.Context, *pb.ReadStreamRequest) (*pb.ReadStreamResponse, error)
 	write                  func(*pb.WriteStreamRequest) (*pb.WriteStreamResponse, error)
 	copied                 []*pb.CopyFileRequest
+	stats                  *pb.StatsContainerResponse
+}
+
+func (f *fakeAgent) StatsContainer(context.Context, *pb.StatsContainerRequest) (*pb.StatsContainerResponse, error) {
+	return f.stats, nil
 }
 
 func (f *fakeAgent) StartContainer(ctx context.Context, _ *pb.StartContainerRequest) (*emptypb.Empty, error) {
@@ -290,4 +295,56 @@ func TestStreamsAndCallsShareTheConnection(t *testing.T) {
 		data <- []byte("x")
 	}
 	readers.Wait()
+}
+
+func TestDirectoriesAndLinksAreOneMessage(t *testing.T) {
+	f := &fakeAgent{}
+	c, _ := connect(t, f, Deadlines{})
+	if err := c.CopyDir(t.Context(), File{Path: "/d", Mode: 0o750, UID: 1, GID: 2}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CopyLink(t.Context(), File{Path: "/l", Mode: unix.S_IFREG | 0o777}, "../to"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.CopyLink(t.Context(), File{Path: "/l"}, ""); !errors.Is(err, errdefs.ErrInvalidArgument) {
+		t.Errorf("a link to nothing: %v", err)
+	}
+	if len(f.copied) != 2 {
+		t.Fatalf("%d messages", len(f.copied))
+	}
+	d, l := f.copied[0], f.copied[1]
+	if d.GetFileMode() != unix.S_IFDIR|0o750 || d.GetFileSize() != 0 || d.GetUid() != 1 || d.GetGid() != 2 {
+		t.Errorf("directory: %v", d)
+	}
+	if l.GetFileMode() != unix.S_IFLNK|0o777 || string(l.GetData()) != "../to" || l.GetFileSize() != 5 {
+		t.Errorf("link: %v", l)
+	}
+}
+
+func TestStatisticsWithoutBoundAreRefused(t *testing.T) {
+	many := map[string]uint64{}
+	for i := range maxStatsKeys + 1 {
+		many[fmt.Sprint(i)] = 1
+	}
+	for name, reply := range map[string]*pb.StatsContainerResponse{
+		"keys":       {CgroupStats: &pb.CgroupStats{MemoryStats: &pb.MemoryStats{Stats: many}}},
+		"interfaces": {NetworkStats: make([]*pb.NetworkStats, maxStatsList+1)},
+		"devices":    {CgroupStats: &pb.CgroupStats{BlkioStats: &pb.BlkioStats{IoServicedRecursive: make([]*pb.BlkioStatsEntry, maxStatsList+1)}}},
+	} {
+		for i := range reply.NetworkStats {
+			reply.NetworkStats[i] = &pb.NetworkStats{}
+		}
+		for i := range reply.GetCgroupStats().GetBlkioStats().GetIoServicedRecursive() {
+			reply.CgroupStats.BlkioStats.IoServicedRecursive[i] = &pb.BlkioStatsEntry{}
+		}
+		c, _ := connect(t, &fakeAgent{stats: reply}, Deadlines{})
+		if _, err := c.StatsContainer(t.Context(), "c"); !errors.Is(err, ErrBadReply) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	want := &pb.StatsContainerResponse{CgroupStats: &pb.CgroupStats{PidsStats: &pb.PidsStats{Current: 3}}}
+	c, _ := connect(t, &fakeAgent{stats: want}, Deadlines{})
+	if got, err := c.StatsContainer(t.Context(), "c"); err != nil || got.GetCgroupStats().GetPidsStats().GetCurrent() != 3 {
+		t.Errorf("%v, %v", got, err)
+	}
 }

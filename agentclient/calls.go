@@ -120,12 +120,57 @@ func (c *Client) RemoveContainer(ctx context.Context, id string) error {
 }
 
 // GetOOMEvent waits, as long as ctx lets it, for the next container that ran
-// out of memory and returns its id. The agent of this project does not answer
-// it yet: errdefs.ErrNotImplemented.
+// out of memory and returns its id. Only one call at a time should wait: an
+// event goes to one of them. An agent that does not watch for it gives
+// errdefs.ErrNotImplemented.
 func (c *Client) GetOOMEvent(ctx context.Context) (string, error) {
 	resp, err := call(ctx, "GetOOMEvent", unbounded, c.agent.GetOOMEvent, &pb.GetOOMEventRequest{})
 	if err != nil {
 		return "", err
 	}
 	return resp.GetContainerId(), nil
+}
+
+// PauseContainer freezes all processes of a container.
+func (c *Client) PauseContainer(ctx context.Context, id string) error {
+	_, err := call(ctx, "PauseContainer", c.deadlines.Signal, c.agent.PauseContainer, &pb.PauseContainerRequest{ContainerId: id})
+	return err
+}
+
+// ResumeContainer lets the processes of a container run again.
+func (c *Client) ResumeContainer(ctx context.Context, id string) error {
+	_, err := call(ctx, "ResumeContainer", c.deadlines.Signal, c.agent.ResumeContainer, &pb.ResumeContainerRequest{ContainerId: id})
+	return err
+}
+
+// UpdateContainer changes the limits of a container. A number that is 0 leaves
+// the limit as it is.
+func (c *Client) UpdateContainer(ctx context.Context, id string, resources *pb.LinuxResources) error {
+	_, err := call(ctx, "UpdateContainer", c.deadlines.Signal, c.agent.UpdateContainer,
+		&pb.UpdateContainerRequest{ContainerId: id, Resources: resources})
+	return err
+}
+
+// Bounds of a reply to StatsContainer. memory.stat has some 60 lines, and a
+// guest as many disks and interfaces as the VM has slots.
+const (
+	maxStatsKeys = 1024
+	maxStatsList = 4096
+)
+
+// StatsContainer returns what a container has used so far, as docs/stats-wire.md
+// says. It answers for one that has stopped and is not removed.
+func (c *Client) StatsContainer(ctx context.Context, id string) (*pb.StatsContainerResponse, error) {
+	resp, err := call(ctx, "StatsContainer", c.deadlines.Query, c.agent.StatsContainer, &pb.StatsContainerRequest{ContainerId: id})
+	if err != nil {
+		return nil, err
+	}
+	cgroup := resp.GetCgroupStats()
+	blkio := cgroup.GetBlkioStats()
+	keys := max(len(cgroup.GetMemoryStats().GetStats()), len(cgroup.GetHugetlbStats()))
+	list := max(len(resp.GetNetworkStats()), len(blkio.GetIoServiceBytesRecursive()), len(blkio.GetIoServicedRecursive()))
+	if keys > maxStatsKeys || list > maxStatsList {
+		return nil, fmt.Errorf("agent StatsContainer: %w: %d keys and a list of %d, at most %d and %d", ErrBadReply, keys, list, maxStatsKeys, maxStatsList)
+	}
+	return resp, nil
 }

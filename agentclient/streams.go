@@ -87,39 +87,3 @@ func (c *Client) TtyWinResize(ctx context.Context, p Process, rows, columns uint
 		&pb.TtyWinResizeRequest{ContainerId: p.Container, ExecId: p.Exec, Row: uint32(rows), Column: uint32(columns)})
 	return err
 }
-
-// File describes a file that CopyFile makes in the guest.
-type File struct {
-	Path    string // absolute, below /run/kata-containers
-	Size    int64  // bytes
-	Mode    uint32 // as in stat(2), type bits included
-	DirMode uint32 // of directories above it that are missing
-	UID     int32
-	GID     int32
-}
-
-// CopyFile makes a file in the guest from content, in messages of at most
-// MaxChunk, each with the deadline Copy. The file appears under its name only
-// when it is whole.
-func (c *Client) CopyFile(ctx context.Context, f File, content io.Reader) error {
-	if f.Size < 0 {
-		return fmt.Errorf("copy %s to the guest: size %d: %w", f.Path, f.Size, errdefs.ErrInvalidArgument)
-	}
-	buf := make([]byte, min(f.Size, MaxChunk))
-	for offset := int64(0); ; {
-		n := min(f.Size-offset, int64(len(buf)))
-		if _, err := io.ReadFull(content, buf[:n]); err != nil {
-			return fmt.Errorf("copy %s to the guest: read at %d of %d: %w", f.Path, offset, f.Size, err)
-		}
-		_, err := call(ctx, "CopyFile", c.deadlines.Copy, c.agent.CopyFile, &pb.CopyFileRequest{
-			Path: f.Path, FileSize: f.Size, FileMode: f.Mode, DirMode: f.DirMode,
-			Uid: f.UID, Gid: f.GID, Offset: offset, Data: buf[:n],
-		})
-		if err != nil {
-			return fmt.Errorf("copy %s to the guest: %w", f.Path, err)
-		}
-		if offset += n; offset >= f.Size {
-			return nil
-		}
-	}
-}

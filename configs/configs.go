@@ -44,6 +44,7 @@ type Config struct {
 	Guest      Guest      `toml:"guest"`
 	Vsock      Vsock      `toml:"vsock"`
 	Rootfs     Rootfs     `toml:"rootfs"`
+	Mounts     Mounts     `toml:"mounts"`
 	Deadlines  Deadlines  `toml:"deadlines"`
 	Log        Log        `toml:"log"`
 	Debug      Debug      `toml:"debug"`
@@ -66,6 +67,7 @@ type Guest struct {
 	Kernel       string `toml:"kernel"`
 	Initrd       string `toml:"initrd"`
 	KernelParams string `toml:"kernel_params"`
+	Hooks        string `toml:"hooks"`
 }
 
 // Vsock chooses the transport between shim and agent.
@@ -84,6 +86,12 @@ type Rootfs struct {
 	Discard        bool   `toml:"discard"`
 }
 
+// Mounts configures what becomes of bind mounts.
+type Mounts struct {
+	CopyMiB   int `toml:"copy_mib"`
+	CopyFiles int `toml:"copy_files"`
+}
+
 // Deadlines bound every wait.
 type Deadlines struct {
 	QEMU   Duration `toml:"qemu"`
@@ -95,6 +103,7 @@ type Deadlines struct {
 	Unplug Duration `toml:"unplug"`
 	Stop   Duration `toml:"stop"`
 	Drain  Duration `toml:"drain"`
+	Hook   Duration `toml:"hook"`
 }
 
 // Log configures the shim's log.
@@ -240,6 +249,7 @@ func (c *Config) validate() error {
 	if strings.ContainsAny(c.Guest.KernelParams, "\n\r\x00") {
 		bad("guest.kernel_params", "contains a control character")
 	}
+	oneOf("guest.hooks", c.Guest.Hooks, "refuse", "pass")
 	oneOf("vsock.backend", c.Vsock.Backend, "auto", "kernel", "vhost-user")
 	path("vsock.device_path", c.Vsock.DevicePath, false)
 	path("rootfs.mkfs_erofs", c.Rootfs.MkfsErofs, false)
@@ -247,10 +257,13 @@ func (c *Config) validate() error {
 	oneOf("rootfs.layers", c.Rootfs.Layers, "auto", "merge", "partition")
 	between("rootfs.cache_mib", c.Rootfs.CacheMiB, 1, 1<<20)
 	between("rootfs.memory_upper_mib", c.Rootfs.MemoryUpperMiB, 0, 1<<20)
+	between("mounts.copy_mib", c.Mounts.CopyMiB, 0, 1<<20)
+	between("mounts.copy_files", c.Mounts.CopyFiles, 0, 1<<20)
 	for key, d := range map[string]Duration{
 		"qemu": c.Deadlines.QEMU, "agent": c.Deadlines.Agent, "plug": c.Deadlines.Plug,
 		"call": c.Deadlines.Call, "plan": c.Deadlines.Plan, "create": c.Deadlines.Create,
 		"unplug": c.Deadlines.Unplug, "stop": c.Deadlines.Stop, "drain": c.Deadlines.Drain,
+		"hook": c.Deadlines.Hook,
 	} {
 		if d <= 0 {
 			bad("deadlines."+key, "must be more than 0")

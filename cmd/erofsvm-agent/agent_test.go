@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -14,9 +15,12 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/erofsvm/erofsvm/agentclient"
 	"github.com/erofsvm/erofsvm/agentclient/pb"
+	"github.com/erofsvm/erofsvm/agentclient/streamwire"
 	"github.com/erofsvm/erofsvm/guest/layout"
 	"github.com/erofsvm/erofsvm/guest/storage"
 )
@@ -215,6 +219,14 @@ func TestAgentInVM(t *testing.T) {
 	t.Run("a program that is not there", func(t *testing.T) { testNoProgram(t, g) })
 	t.Run("streams, signals and execs", func(t *testing.T) { testRunning(t, g) })
 	t.Run("terminal", func(t *testing.T) { testTerminal(t, g) })
+	t.Run("streams by connections", func(t *testing.T) { testStreams(t, g) })
+	t.Run("execs", func(t *testing.T) { testExecs(t, g) })
+	t.Run("pause", func(t *testing.T) { testPause(t, g) })
+	t.Run("update and statistics", func(t *testing.T) { testUpdate(t, g) })
+	t.Run("out of memory", func(t *testing.T) { testOOM(t, g) })
+	t.Run("hooks and sysctls", func(t *testing.T) { testHooks(t, g) })
+	t.Run("seccomp", func(t *testing.T) { testSeccomp(t, g) })
+	t.Run("many short execs", func(t *testing.T) { testManyExecs(t, g) })
 	t.Run("a disk that does not come", func(t *testing.T) {
 		client := agentclient.New(g.dial(t, layout.PortAgent), agentclient.Deadlines{Create: 2 * time.Second})
 		defer client.Close()
@@ -233,7 +245,7 @@ func TestAgentInVM(t *testing.T) {
 	})
 	testLayers(t, g)
 	t.Run("files go below the base only", func(t *testing.T) {
-		f := agentclient.File{Path: storage.Base + "/files/x", Size: 3 << 20, Mode: 0o640, DirMode: 0o755}
+		f := agentclient.File{Path: storage.Base + "/shared/containers/x", Size: 3 << 20, Mode: 0o640, DirMode: 0o755}
 		if err := g.client.CopyFile(ctx, f, bytes.NewReader(make([]byte, 3<<20))); err != nil {
 			t.Error(err)
 		}
@@ -242,6 +254,7 @@ func TestAgentInVM(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	})
+	t.Run("what is plugged comes online", func(t *testing.T) { testPlug(t, g) })
 	if err := g.client.DestroySandbox(ctx); err != nil {
 		t.Error(err)
 	}
@@ -267,7 +280,10 @@ func testSandbox(t *testing.T, g *guest) {
 	if err != nil || !details.GetAgentDetails().GetInitDaemon() {
 		t.Errorf("details: %v, %v", details, err)
 	}
-	if _, err := g.client.GetOOMEvent(ctx); !errors.Is(err, errdefs.ErrNotImplemented) || !strings.Contains(err.Error(), "GetOOMEvent") {
+	if got := details.GetAgentDetails().GetExtraFeatures(); !slices.Contains(got, streamwire.Feature) {
+		t.Errorf("features: %v", got)
+	}
+	if _, err := g.agent.GetMetrics(ctx, &pb.GetMetricsRequest{}); status.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "GetMetrics") {
 		t.Errorf("a method that is not there: %v", err)
 	}
 }
@@ -411,13 +427,18 @@ func testTerminal(t *testing.T, g *guest) {
 	ctx := t.Context()
 	spec := containerSpec("tty", "tty")
 	spec.Process.Terminal = true
+	spec.Process.ConsoleSize = &pb.Box{Height: 12, Width: 34}
 	if err := g.client.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: "tty", Storages: layers("tty"), OCI: spec}); err != nil {
 		t.Fatal(err)
 	}
+	p := agentclient.Process{Container: "tty"}
 	if err := g.client.StartContainer(ctx, "tty"); err != nil {
 		t.Fatal(err)
 	}
-	p := agentclient.Process{Container: "tty"}
+	buf := make([]byte, 100)
+	if n, err := g.client.ReadStdout(ctx, p, buf); err != nil || !strings.Contains(string(buf[:n]), "terminal 12 34") {
+		t.Errorf("the size it began with: %q, %v", buf[:n], err)
+	}
 	if err := g.client.TtyWinResize(ctx, p, 30, 100); err != nil {
 		t.Error(err)
 	}

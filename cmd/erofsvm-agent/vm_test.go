@@ -16,7 +16,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/ttrpc"
+
 	"github.com/erofsvm/erofsvm/agentclient"
+	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/image"
 	"github.com/erofsvm/erofsvm/guest/layout"
 )
@@ -27,23 +30,34 @@ const bootDeadline = 3 * time.Minute
 
 // tool returns what test/setup/tools.sh installed, and skips the test where it
 // is not there.
-func tool(t *testing.T, path string) string {
+func tool(t *testing.T, name string) string {
 	t.Helper()
+	path := toolPath(name)
+	if !fileExists(path) {
+		if os.Getenv("CI") == "true" {
+			t.Fatalf("no %s", path)
+		}
+		t.Skipf("run test/setup/tools.sh: no %s", path)
+	}
+	return path
+}
+
+// toolPath is where test/setup/tools.sh installs a tool.
+func toolPath(name string) string {
 	root := os.Getenv("EROFSVM_TOOLS")
 	if root == "" {
 		root = filepath.Join("..", "..", ".build", "tools")
 	}
-	path, err := filepath.Abs(filepath.Join(root, path))
-	if err == nil {
-		_, err = os.Stat(path)
-	}
+	path, err := filepath.Abs(filepath.Join(root, name))
 	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skipf("run test/setup/tools.sh: %v", err)
+		return name
 	}
 	return path
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func run(t *testing.T, env []string, name string, args ...string) {
@@ -55,7 +69,8 @@ func run(t *testing.T, env []string, name string, args ...string) {
 	}
 }
 
-// buildAgent builds the agent as the guest image has it.
+// buildAgent builds the agent as the guest image has it: with seccomp where
+// the set-up has brought the library.
 func buildAgent(t *testing.T, dir string) string {
 	t.Helper()
 	// go test takes an old result for one of today unless it saw the test look at
@@ -65,8 +80,11 @@ func buildAgent(t *testing.T, dir string) string {
 		t.Fatal(err)
 	}
 	agent := filepath.Join(dir, "erofsvm-agent")
-	run(t, []string{"CGO_ENABLED=1"}, "go", "build", "-trimpath", "-tags", "netgo osusergo runc_nocriu",
-		"-ldflags", "-s -w -extldflags -static", "-o", agent, ".")
+	env, tags := []string{"CGO_ENABLED=1"}, "netgo osusergo runc_nocriu"
+	if finder := toolPath("seccomp/pkg-config"); fileExists(finder) {
+		env, tags = append(env, "PKG_CONFIG="+finder), tags+" seccomp"
+	}
+	run(t, env, "go", "build", "-trimpath", "-tags", tags, "-ldflags", "-s -w -extldflags -static", "-o", agent, ".")
 	return agent
 }
 
@@ -77,6 +95,7 @@ type guest struct {
 	vsock   string // Unix socket of the VM's vsock
 	monitor *monitor
 	client  *agentclient.Client
+	agent   pb.AgentServiceService // what the client has no method for
 }
 
 // startGuest boots the image with the agent and connects to it. The end of the
@@ -103,7 +122,7 @@ func startGuest(t *testing.T) *guest {
 	// One processor, as pods have by default: under TCG a second one can lose its
 	// timer interrupts and stall the guest (seen in one of some ten boots).
 	g.start(t, qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max,la57=off", "-smp", "1", "-m", "512M",
+		"-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max,la57=off", "-smp", "1", "-m", "512M,slots=1,maxmem=1G",
 		"-object", "memory-backend-memfd,id=ram,size=512M,share=on",
 		"-kernel", filepath.Join(g.dir, image.Kernel), "-initrd", filepath.Join(g.dir, image.Initrd),
 		"-append", "console=ttyS0 panic=-1 quiet no_timer_check",
@@ -116,7 +135,10 @@ func startGuest(t *testing.T) *guest {
 	_ = accept(t, ready).Close()
 	t.Logf("QEMU exec to agent listening: %v", time.Since(began))
 	g.client = agentclient.New(g.dial(t, layout.PortAgent), agentclient.DefaultDeadlines())
+	bare := ttrpc.NewClient(g.dial(t, layout.PortAgent))
+	g.agent = pb.NewAgentServiceClient(bare)
 	t.Cleanup(func() {
+		_ = bare.Close()
 		_ = g.client.Close()
 		<-g.client.Done()
 	})
@@ -228,7 +250,7 @@ func newMonitor(t *testing.T, conn net.Conn) *monitor {
 	return m
 }
 
-func (m *monitor) do(t *testing.T, command string, args map[string]any) {
+func (m *monitor) do(t *testing.T, command string, args map[string]any) json.RawMessage {
 	t.Helper()
 	request, err := json.Marshal(map[string]any{"execute": command, "arguments": args})
 	if err != nil {
@@ -252,7 +274,7 @@ func (m *monitor) do(t *testing.T, command string, args map[string]any) {
 		if reply["error"] != nil {
 			t.Fatalf("%s: %s", command, line)
 		}
-		return
+		return reply["return"]
 	}
 }
 

@@ -26,6 +26,7 @@ import (
 	"github.com/erofsvm/erofsvm/guest/layout"
 	"github.com/erofsvm/erofsvm/guest/server"
 	"github.com/erofsvm/erofsvm/guest/storage"
+	"github.com/erofsvm/erofsvm/guest/stream"
 	"github.com/erofsvm/erofsvm/guest/uevent"
 	"github.com/erofsvm/erofsvm/guest/verity"
 )
@@ -73,18 +74,25 @@ func Run(began time.Time) error {
 		return err
 	}
 	ready := make(chan struct{})
+	containers := container.NewManager(
+		container.Dirs{Base: storage.Base, State: stateDir},
+		storageSystem(modules, log))
 	calls, err := server.New(server.Config{
-		Containers: container.NewManager(
-			container.Dirs{Base: storage.Base, State: stateDir},
-			storageSystem(modules, log)),
-		Sandbox: &server.Sandbox{Base: storage.Base},
-		Log:     log,
-		Ready:   ready,
+		Containers: containers,
+		Sandbox:    &server.Sandbox{Base: storage.Base},
+		Log:        log,
+		Ready:      ready,
 	})
 	if err != nil {
 		return err
 	}
+	// Before the first call, whose caller may want the streams next.
+	streamPort, err := listen(layout.PortStreams)
+	if err != nil {
+		return err
+	}
 	ctx, stop := context.WithCancelCause(context.Background())
+	go func() { stop(fmt.Errorf("serve streams: %w", stream.Serve(ctx, streamPort, containers.Stream, log))) }()
 	go func() { stop(fmt.Errorf("serve calls: %w", server.Serve(ctx, calls, agentPort))) }()
 	go serveLog(ctx, lines, log)
 	go func() {

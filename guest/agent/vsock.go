@@ -29,7 +29,24 @@ func listen(port uint32) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on vsock port %d: %w", port, err)
 	}
-	return smallPackets{l}, nil
+	return smallPackets{fromHost{l}}, nil
+}
+
+// fromHost is a listener that hears the host only. Where the kernel has a
+// transport for it, processes of the guest reach its ports as well.
+type fromHost struct{ net.Listener }
+
+func (l fromHost) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		if peer, ok := conn.RemoteAddr().(*vsock.Addr); ok && peer.ContextID == hostCID {
+			return conn, nil
+		}
+		_ = conn.Close()
+	}
 }
 
 // dialReady connects to the host, once, and closes the connection: only that it

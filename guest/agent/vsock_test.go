@@ -6,6 +6,7 @@ import (
 	"net"
 	"testing"
 
+	"github.com/mdlayher/vsock"
 	"go.uber.org/goleak"
 )
 
@@ -48,4 +49,44 @@ func TestWritesAreSplit(t *testing.T) {
 	if n, err := (smallWrites{p}).Write(make([]byte, 3*maxPacket)); n != maxPacket+5 || !errors.Is(err, errFull) {
 		t.Errorf("%d, %v", n, err)
 	}
+}
+
+// callers is a listener to which somebody comes from each of the addresses.
+type callers struct {
+	net.Listener
+	from   []net.Addr
+	closed []net.Addr
+}
+
+type caller struct {
+	net.Conn
+	from   net.Addr
+	closed *[]net.Addr
+}
+
+func (c caller) RemoteAddr() net.Addr { return c.from }
+func (c caller) Close() error         { *c.closed = append(*c.closed, c.from); return nil }
+
+func TestOnlyTheHostIsHeard(t *testing.T) {
+	guest, host := &vsock.Addr{ContextID: 3}, &vsock.Addr{ContextID: hostCID}
+	l := &callers{from: []net.Addr{&vsock.Addr{ContextID: 1}, &net.UnixAddr{}, guest, host}}
+	conn, err := fromHost{l}.Accept()
+	if err != nil || conn.RemoteAddr() != host {
+		t.Errorf("%v, %v", conn, err)
+	}
+	if closed := *conn.(caller).closed; len(closed) != 3 || closed[2] != guest {
+		t.Errorf("sent away: %v", closed)
+	}
+	if _, err := (fromHost{l}).Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("after the last: %v", err)
+	}
+}
+
+func (l *callers) Accept() (net.Conn, error) {
+	if len(l.from) == 0 {
+		return nil, net.ErrClosed
+	}
+	c := caller{from: l.from[0], closed: &l.closed}
+	l.from = l.from[1:]
+	return c, nil
 }

@@ -40,19 +40,58 @@ type Container struct {
 	cgroup  string // directory in the unified hierarchy
 	init    *process
 
+	ooms *oomQueue // the guest's
+	oom  *oomWatch // nil for a cgroup that does not count memory
+	// changing holds a token while nobody changes the cgroup: pause, resume and
+	// update read it before they write it.
+	changing chan struct{}
+	ownNet   bool // the container has a network of its own
+
 	mu       sync.Mutex
 	state    State
-	execs    map[string]*process // nil while it is being started
-	finished []string            // ids of execs that ended, oldest first
+	execs    map[string]*process
+	starting map[string]chan struct{} // execs on their way, each closed when it is among the others or has failed
+	finished []string                 // ids of execs that ended, oldest first
+	oomKills uint64                   // of which the host is told
 }
 
-// keepFinished is how many ended execs stay although their status and output
-// were fetched, so that a late question still has its answer.
-const keepFinished = 64
+func newContainer(id string, ooms *oomQueue) *Container {
+	c := &Container{
+		id: id, state: Creating, ooms: ooms, changing: make(chan struct{}, 1),
+		execs: map[string]*process{}, starting: map[string]chan struct{}{},
+	}
+	c.changing <- struct{}{}
+	return c
+}
+
+// Copies is where the host's copies of files go, below the base directory: a
+// directory for each container, named by its id, which ends with the container.
+const Copies = "shared/containers"
+
+// removeCopies removes what the host has copied for a container. Links are not
+// followed, and nothing is mounted there outside of containers.
+func removeCopies(base, id string) error { return os.RemoveAll(filepath.Join(base, Copies, id)) }
 
 // create mounts the root filesystem and starts the first process, which then
-// waits for start. On an error nothing is left of either.
-func (c *Container) create(ctx context.Context, dirs Dirs, plan storage.Rootfs, spec *specs.Spec, system storage.System) (err error) {
+// waits for start. On an error nothing is left of either, nor of the copies.
+func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storage, wire *pb.Spec, system storage.System) (err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeCopies(dirs.Base, c.id))
+		}
+	}()
+	plan, err := storage.Plan(dirs.Base, c.id, storages)
+	if err != nil {
+		return err
+	}
+	spec, err := toSpec(wire, c.id, storage.RootfsPath(dirs.Base, c.id))
+	if err != nil {
+		return err
+	}
+	if err := setGuestSysctls("/proc/sys", spec); err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
+	c.ownNet = hasNamespace(spec, specs.NetworkNamespace)
 	if c.mounted, err = plan.Mount(ctx, dirs.Base, system); err != nil {
 		return err
 	}
@@ -71,7 +110,13 @@ func (c *Container) create(ctx context.Context, dirs Dirs, plan storage.Rootfs, 
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
 	if c.init, err = newProcess(toLibcontainer(spec.Process, true), spec.Process.Terminal); err == nil {
-		err = c.init.start(c.lib, func(int) { c.stopped() })
+		err = c.init.start(c.lib, func(int) {
+			c.lookForOOM()
+			c.stopped()
+		})
+	}
+	if err == nil {
+		err = c.watchOOM()
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("container %s: %w", c.id, err), c.destroy())
@@ -103,67 +148,6 @@ func (c *Container) start() error {
 	return nil
 }
 
-// exec starts one more process.
-func (c *Container) exec(id string, spec *pb.Process) error {
-	process, err := toProcess(spec)
-	if err != nil {
-		return err
-	}
-	if err := c.reserveExec(id); err != nil {
-		return err
-	}
-	p, err := newProcess(toLibcontainer(process, false), process.Terminal)
-	if err == nil {
-		err = p.start(c.lib, func(int) { c.execEnded(id) })
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err != nil {
-		delete(c.execs, id)
-		return fmt.Errorf("exec %s in container %s: %w", id, c.id, err)
-	}
-	c.execs[id] = p
-	return nil
-}
-
-func (c *Container) reserveExec(id string) error {
-	if err := storage.CheckID(id); err != nil {
-		return err
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.state != Running {
-		return fmt.Errorf("container %s is %s and an exec needs it %s: %w", c.id, c.state, Running, errdefs.ErrFailedPrecondition)
-	}
-	if _, taken := c.execs[id]; taken {
-		return fmt.Errorf("exec %s in container %s: %w", id, c.id, errdefs.ErrAlreadyExists)
-	}
-	c.forgetFinished()
-	c.execs[id] = nil
-	return nil
-}
-
-func (c *Container) execEnded(id string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.finished = append(c.finished, id)
-}
-
-// forgetFinished drops the oldest execs that have nothing more to tell, with
-// c.mu held. A probe that runs every second must not fill the guest.
-func (c *Container) forgetFinished() {
-	kept := c.finished[:0]
-	for i, id := range c.finished {
-		if p := c.execs[id]; len(c.finished)-i > keepFinished && p != nil && p.fetched() {
-			p.closeStreams()
-			delete(c.execs, id)
-			continue
-		}
-		kept = append(kept, id)
-	}
-	c.finished = kept
-}
-
 // process returns the process of an exec, or the first one for "".
 func (c *Container) process(exec string) (*process, error) {
 	c.mu.Lock()
@@ -174,14 +158,13 @@ func (c *Container) process(exec string) (*process, error) {
 	if exec == "" {
 		return c.init, nil
 	}
-	p, known := c.execs[exec]
-	switch {
-	case !known:
-		return nil, fmt.Errorf("exec %.140q in container %s: %w", exec, c.id, errdefs.ErrNotFound)
-	case p == nil:
+	if p := c.execs[exec]; p != nil {
+		return p, nil
+	}
+	if _, starting := c.starting[exec]; starting {
 		return nil, fmt.Errorf("exec %s in container %s is being started: %w", exec, c.id, errdefs.ErrFailedPrecondition)
 	}
-	return p, nil
+	return nil, fmt.Errorf("exec %.140q in container %s: %w", exec, c.id, errdefs.ErrNotFound)
 }
 
 // signal sends a signal to a process. SIGKILL to the first one ends all of the
@@ -203,7 +186,7 @@ func (c *Container) signal(exec string, sig unix.Signal) error {
 }
 
 // remove takes down a container whose first process has ended.
-func (c *Container) remove(ctx context.Context) (err error) {
+func (c *Container) remove(ctx context.Context, dirs Dirs) (err error) {
 	if err := c.to(Removing); err != nil {
 		return err
 	}
@@ -215,32 +198,14 @@ func (c *Container) remove(ctx context.Context) (err error) {
 	if err := c.awaitExecs(ctx); err != nil {
 		return err
 	}
+	if err := removeCopies(dirs.Base, c.id); err != nil {
+		return fmt.Errorf("remove container %s: %w", c.id, err)
+	}
 	if err := c.destroy(); err != nil {
 		return err
 	}
+	c.oom.Close()
+	c.ooms.drop(c.id)
 	c.init.closeStreams()
 	return c.mounted.Unmount()
-}
-
-// awaitExecs waits for the last processes: those in the container's own pid
-// namespace die with its first, others are killed here.
-func (c *Container) awaitExecs(ctx context.Context) error {
-	c.mu.Lock()
-	var left []*process
-	for _, p := range c.execs {
-		if p != nil {
-			left = append(left, p)
-		}
-	}
-	c.mu.Unlock()
-	for _, p := range left {
-		if !p.hasExited() {
-			_ = p.signal(unix.SIGKILL)
-		}
-		if _, err := p.wait(ctx); err != nil {
-			return fmt.Errorf("wait for the last process of container %s: %w", c.id, err)
-		}
-		p.closeStreams()
-	}
-	return nil
 }

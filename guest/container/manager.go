@@ -10,7 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
+	"github.com/erofsvm/erofsvm/agentclient/streamwire"
 	"github.com/erofsvm/erofsvm/guest/storage"
+	"github.com/erofsvm/erofsvm/guest/stream"
 )
 
 // Dirs are the places that a Manager works in.
@@ -23,6 +25,7 @@ type Dirs struct {
 type Manager struct {
 	dirs   Dirs
 	system storage.System
+	ooms   *oomQueue
 
 	mu         sync.Mutex
 	containers map[string]*Container
@@ -31,7 +34,7 @@ type Manager struct {
 // NewManager returns a Manager without containers. Root filesystems are mounted
 // with the help of system.
 func NewManager(dirs Dirs, system storage.System) *Manager {
-	return &Manager{dirs: dirs, system: system, containers: map[string]*Container{}}
+	return &Manager{dirs: dirs, system: system, ooms: newOOMQueue(), containers: map[string]*Container{}}
 }
 
 // Steps is how long the steps of a Create took.
@@ -44,12 +47,7 @@ type Steps struct {
 // Create mounts the root filesystem of a new container and starts its first
 // process as far as Start. On an error nothing is left.
 func (m *Manager) Create(ctx context.Context, id string, storages []*pb.Storage, spec *pb.Spec) (Steps, error) {
-	plan, err := storage.Plan(m.dirs.Base, id, storages)
-	if err != nil {
-		return Steps{}, err
-	}
-	oci, err := toSpec(spec, id, storage.RootfsPath(m.dirs.Base, id))
-	if err != nil {
+	if err := storage.CheckID(id); err != nil {
 		return Steps{}, err
 	}
 	c, err := m.reserve(id)
@@ -57,7 +55,7 @@ func (m *Manager) Create(ctx context.Context, id string, storages []*pb.Storage,
 		return Steps{}, err
 	}
 	begun := time.Now()
-	if err := c.create(ctx, m.dirs, plan, oci, m.system); err != nil {
+	if err := c.create(ctx, m.dirs, storages, spec, m.system); err != nil {
 		m.forget(id)
 		return Steps{}, err
 	}
@@ -116,7 +114,7 @@ func (m *Manager) Remove(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if err := c.remove(ctx); err != nil {
+	if err := c.remove(ctx, m.dirs); err != nil {
 		return err
 	}
 	m.forget(id)
@@ -158,9 +156,60 @@ func (m *Manager) CloseStdin(id, exec string) error {
 	if err != nil {
 		return err
 	}
-	p.closeStdin()
-	return nil
+	return p.closeStdin()
 }
+
+// Stream returns the stream that a host asks for by a connection of its own.
+func (m *Manager) Stream(h streamwire.Hello) (*stream.Stream, error) {
+	p, err := m.process(h.Container, h.Exec)
+	if err != nil {
+		return nil, err
+	}
+	return p.stream(h.Stream)
+}
+
+// Pause stops every process of a container where it is. It waits, until ctx
+// ends, for execs that are being started.
+func (m *Manager) Pause(ctx context.Context, id string) error {
+	c, err := m.get(id)
+	if err != nil {
+		return err
+	}
+	return c.pause(ctx)
+}
+
+// Resume lets the processes of a paused container go on.
+func (m *Manager) Resume(ctx context.Context, id string) error {
+	c, err := m.get(id)
+	if err != nil {
+		return err
+	}
+	return c.resume(ctx)
+}
+
+// Update changes those limits of a container that are set in r.
+func (m *Manager) Update(ctx context.Context, id string, r *pb.LinuxResources) error {
+	c, err := m.get(id)
+	if err != nil {
+		return err
+	}
+	return c.update(ctx, r)
+}
+
+// Stats returns what a container has used, until it is removed.
+func (m *Manager) Stats(id string) (*pb.StatsContainerResponse, error) {
+	c, err := m.get(id)
+	if err != nil {
+		return nil, err
+	}
+	return c.stats()
+}
+
+// NextOOM waits for the next container of which the kernel killed a process for
+// want of memory, and returns its id. Each is returned once for all that
+// happened since it was returned before. A later call takes the place of an
+// earlier one, which fails with errdefs.ErrAborted.
+func (m *Manager) NextOOM(ctx context.Context) (string, error) { return m.ooms.next(ctx) }
 
 // Resize sets the size of the terminal of a process.
 func (m *Manager) Resize(id, exec string, rows, columns uint16) error {
@@ -184,7 +233,7 @@ func (m *Manager) reserve(id string) (*Container, error) {
 	if c, taken := m.containers[id]; taken {
 		return nil, fmt.Errorf("container %s, which is %s: %w", id, c.State(), errdefs.ErrAlreadyExists)
 	}
-	c := &Container{id: id, state: Creating, execs: map[string]*process{}}
+	c := newContainer(id, m.ooms)
 	m.containers[id] = c
 	return c, nil
 }

@@ -13,6 +13,9 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runc/libcontainer"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/agentclient/streamwire"
+	"github.com/erofsvm/erofsvm/guest/stream"
 )
 
 // process is one process of a container, from before its start to after its
@@ -22,7 +25,7 @@ type process struct {
 	lib      *libcontainer.Process
 	terminal bool
 
-	stdin, stdout, stderr *stream // stdin and stdout are the terminal, if there is one
+	stdin, stdout, stderr *stream.Stream // stdin and stdout are the terminal, if there is one
 	childEnds             []*os.File
 
 	exited chan struct{}
@@ -48,14 +51,14 @@ func newProcess(lib *libcontainer.Process, terminal bool) (*process, error) {
 	}
 	for _, s := range []struct {
 		end any
-		to  **stream
+		to  **stream.Stream
 	}{{ends.Stdin, &p.stdin}, {ends.Stdout, &p.stdout}, {ends.Stderr, &p.stderr}} {
 		f, err := pollable(s.end.(*os.File))
 		if err != nil {
 			p.discard()
 			return nil, fmt.Errorf("open pipes: %w", err)
 		}
-		*s.to = newStream(f)
+		*s.to = stream.New(f)
 	}
 	return p, nil
 }
@@ -86,7 +89,7 @@ func (p *process) discard() {
 }
 
 func (p *process) closeStreams() {
-	for _, s := range []*stream{p.stdin, p.stdout, p.stderr} {
+	for _, s := range []*stream.Stream{p.stdin, p.stdout, p.stderr} {
 		s.Close()
 	}
 }
@@ -142,16 +145,23 @@ func (p *process) startLocked(c *libcontainer.Container) error {
 	}
 	p.childEnds = nil
 	if console != nil {
-		master, err := console.receive()
-		if err != nil {
+		if err := p.takeTerminal(console); err != nil {
 			_ = p.lib.Signal(unix.SIGKILL)
 			_, _ = p.lib.Wait()
 			return err
 		}
-		p.stdin = newStream(master)
-		p.stdout = p.stdin
 	}
 	return nil
+}
+
+func (p *process) takeTerminal(console *consoleSocket) error {
+	master, err := console.receive()
+	if err != nil {
+		return err
+	}
+	p.stdout = stream.New(master)
+	p.stdin, err = stream.Input(master)
+	return err
 }
 
 // exitStatus is what a shell would say of the end of a process.
@@ -191,7 +201,7 @@ func (p *process) hasExited() bool {
 
 // fetched reports whether the host has the status and all output.
 func (p *process) fetched() bool {
-	return p.told.Load() && p.stdout.ended() && p.stderr.ended()
+	return p.told.Load() && p.stdout.Ended() && p.stderr.Ended()
 }
 
 func (p *process) signal(sig unix.Signal) error {
@@ -204,25 +214,25 @@ func (p *process) signal(sig unix.Signal) error {
 
 // closeStdin ends the input of the process. A terminal has no end of its own to
 // close, it stays.
-func (p *process) closeStdin() {
-	if !p.terminal {
-		p.stdin.Close()
+func (p *process) closeStdin() error {
+	if p.terminal {
+		return nil
 	}
+	return p.stdin.CloseInput()
 }
 
 func (p *process) resize(rows, columns uint16) error {
 	if !p.terminal {
 		return fmt.Errorf("the process has no terminal: %w", errdefs.ErrFailedPrecondition)
 	}
-	raw, err := p.stdout.file.SyscallConn()
-	if err != nil {
-		return err
+	return p.stdout.Resize(rows, columns)
+}
+
+// stream returns the stream that a host asks for by a connection.
+func (p *process) stream(kind streamwire.Kind) (*stream.Stream, error) {
+	s := map[streamwire.Kind]*stream.Stream{streamwire.Stdin: p.stdin, streamwire.Stdout: p.stdout, streamwire.Stderr: p.stderr}[kind]
+	if s == nil {
+		return nil, fmt.Errorf("the process has no %s of its own: %w", kind, errdefs.ErrFailedPrecondition)
 	}
-	var ioctl error
-	if err := raw.Control(func(fd uintptr) {
-		ioctl = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: columns})
-	}); err != nil {
-		return fmt.Errorf("the terminal is closed: %w", errdefs.ErrFailedPrecondition)
-	}
-	return os.NewSyscallError("ioctl(TIOCSWINSZ)", ioctl)
+	return s, nil
 }

@@ -13,6 +13,8 @@ import (
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 )
 
+// toProcess translates a process from the wire. A profile of AppArmor is left
+// out: the guest has none loaded, and the boundary is the machine.
 func toProcess(p *pb.Process) (*specs.Process, error) {
 	switch {
 	case p == nil || len(p.GetArgs()) == 0:
@@ -27,7 +29,6 @@ func toProcess(p *pb.Process) (*specs.Process, error) {
 		Env:             p.GetEnv(),
 		Cwd:             p.GetCwd(),
 		NoNewPrivileges: p.GetNoNewPrivileges(),
-		ApparmorProfile: p.GetApparmorProfile(),
 		SelinuxLabel:    p.GetSelinuxLabel(),
 		OOMScoreAdj:     &score,
 		User: specs.User{
@@ -73,7 +74,6 @@ func toLibcontainer(p *specs.Process, init bool) *libcontainer.Process {
 		GID:             int(p.User.GID),
 		Cwd:             p.Cwd,
 		Label:           p.SelinuxLabel,
-		AppArmorProfile: p.ApparmorProfile,
 		NoNewPrivileges: &p.NoNewPrivileges,
 		Init:            init,
 	}

@@ -100,12 +100,12 @@ func toLinux(l *pb.Linux, id string) *specs.Linux {
 
 // cgroupsPath is where the container's cgroup goes, absolute, so that it does
 // not lie below the agent's own. systemd's form of a path ("slice:prefix:name")
-// means nothing here and is replaced.
+// means nothing here and is replaced, as is the root, which is the guest's.
 func cgroupsPath(path, id string) string {
-	if path == "" || strings.Contains(path, ":") {
+	if path = filepath.Clean("/" + path); path == "/" || strings.Contains(path, ":") {
 		return "/containers/" + id
 	}
-	return filepath.Clean("/" + path)
+	return path
 }
 
 func toIDMapping(m *pb.LinuxIDMapping) specs.LinuxIDMapping {

@@ -126,7 +126,7 @@ func TestSpecThatCannotBeHadIsRefused(t *testing.T) {
 
 func TestCgroupsPathIsAbsolute(t *testing.T) {
 	for path, want := range map[string]string{
-		"": "/containers/c", "/k8s.io/c": "/k8s.io/c", "default/c": "/default/c", "system.slice:cri:c": "/containers/c", "/a/../../../b": "/b",
+		"": "/containers/c", "/k8s.io/c": "/k8s.io/c", "default/c": "/default/c", "system.slice:cri:c": "/containers/c", "/a/../../../b": "/b", "/": "/containers/c", "../..": "/containers/c",
 	} {
 		if got := cgroupsPath(path, "c"); got != want {
 			t.Errorf("%q: %q, want %q", path, got, want)

@@ -11,8 +11,13 @@ import (
 //
 //	creating → created → starting → running → stopped → removing
 //
+// and while it is running
+//
+//	running → pausing → paused → resuming → running
+//
 // with these ways back and short cuts: a start that fails leads from starting
-// to created; a process that ends leads from created, starting and running to
+// to created, a pause from pausing to running, a resume from resuming to paused;
+// a process that ends leads from any state between created and stopped to
 // stopped; a removal that fails leads from removing to stopped.
 type State string
 
@@ -23,6 +28,9 @@ const (
 	Created  State = "created"
 	Starting State = "starting"
 	Running  State = "running"
+	Pausing  State = "pausing"
+	Paused   State = "paused"
+	Resuming State = "resuming"
 	Stopped  State = "stopped"
 	Removing State = "removing"
 )
@@ -32,7 +40,10 @@ var transitions = map[State][]State{
 	Creating: {Created},
 	Created:  {Starting, Stopped},
 	Starting: {Running, Created, Stopped},
-	Running:  {Stopped},
+	Running:  {Pausing, Stopped},
+	Pausing:  {Paused, Running, Stopped},
+	Paused:   {Resuming, Stopped},
+	Resuming: {Running, Paused, Stopped},
 	Stopped:  {Removing},
 	Removing: {Stopped},
 }

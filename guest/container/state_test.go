@@ -10,7 +10,7 @@ import (
 	"github.com/erofsvm/erofsvm/guest/storage"
 )
 
-var states = []State{Creating, Created, Starting, Running, Stopped, Removing}
+var states = []State{Creating, Created, Starting, Running, Pausing, Paused, Resuming, Stopped, Removing}
 
 func TestIllegalTransitionNamesBothStates(t *testing.T) {
 	legal := 0
@@ -33,8 +33,8 @@ func TestIllegalTransitionNamesBothStates(t *testing.T) {
 			}
 		}
 	}
-	if legal != 9 {
-		t.Errorf("%d legal transitions, the diagram has 9", legal)
+	if legal != 18 {
+		t.Errorf("%d legal transitions, the diagram has 18", legal)
 	}
 }
 
@@ -83,7 +83,8 @@ func TestIDIsTakenOnce(t *testing.T) {
 
 // TestFinishedExecsAreForgotten has a probe run a thousand times.
 func TestFinishedExecsAreForgotten(t *testing.T) {
-	c := &Container{id: "c", state: Running, execs: map[string]*process{}}
+	c := newContainer("c", newOOMQueue())
+	c.state = Running
 	for i := range 1000 {
 		id := "probe" + strings.Repeat("x", i%50) + string(rune('a'+i%26)) + strings.Repeat("y", i/50)
 		if err := c.reserveExec(id); err != nil {
@@ -92,9 +93,7 @@ func TestFinishedExecsAreForgotten(t *testing.T) {
 		p := &process{exited: make(chan struct{})}
 		p.told.Store(i != 0) // the first one is never asked for
 		close(p.exited)
-		c.mu.Lock()
-		c.execs[id] = p
-		c.mu.Unlock()
+		c.execStarted(id, p, true)
 		c.execEnded(id)
 	}
 	if n := len(c.execs); n > keepFinished+2 {

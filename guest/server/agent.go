@@ -19,6 +19,7 @@ type agent struct {
 	unimplemented
 	containers *container.Manager
 	sandbox    *Sandbox
+	machine    machine
 	ready      <-chan struct{}
 	log        *slog.Logger
 }
@@ -46,6 +47,7 @@ func (a *agent) CreateContainer(ctx context.Context, r *pb.CreateContainerReques
 	if id := r.GetExecId(); id != "" && id != r.GetContainerId() {
 		return nil, fmt.Errorf("exec_id %.140q, want none or the container's id: %w", id, errdefs.ErrInvalidArgument)
 	}
+	a.ignoreAppArmor(r.GetOCI().GetProcess(), r.GetContainerId(), "")
 	ctx, cancel := ahead(ctx, defaultCreate)
 	defer cancel()
 	select {
@@ -84,7 +86,14 @@ func (a *agent) ExecProcess(_ context.Context, r *pb.ExecProcessRequest) (*empty
 	if err := u.err(); err != nil {
 		return nil, err
 	}
+	a.ignoreAppArmor(r.GetProcess(), r.GetContainerId(), r.GetExecId())
 	return empty, a.containers.Exec(r.GetContainerId(), r.GetExecId(), r.GetProcess())
+}
+
+func (a *agent) ignoreAppArmor(p *pb.Process, id, exec string) {
+	if profile := p.GetApparmorProfile(); profile != "" {
+		a.log.Warn("AppArmor is not in the guest, the profile is ignored", "id", id, "exec", exec, "profile", fmt.Sprintf("%.128s", profile))
+	}
 }
 
 func (a *agent) SignalProcess(_ context.Context, r *pb.SignalProcessRequest) (*emptypb.Empty, error) {

@@ -15,7 +15,6 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
-	"github.com/erofsvm/erofsvm/guest/container"
 	"github.com/erofsvm/erofsvm/guest/storage"
 )
 
@@ -107,15 +106,6 @@ func (a *agent) DestroySandbox(context.Context, *pb.DestroySandboxRequest) (*emp
 	a.sandbox.created = false
 	a.sandbox.mu.Unlock()
 	return empty, os.RemoveAll(filepath.Join(a.sandbox.Base, "sandbox"))
-}
-
-func (a *agent) GetGuestDetails(context.Context, *pb.GuestDetailsRequest) (*pb.GuestDetailsResponse, error) {
-	return &pb.GuestDetailsResponse{AgentDetails: &pb.AgentDetails{
-		Version:         Version,
-		InitDaemon:      os.Getpid() == 1,
-		StorageHandlers: storage.Drivers(),
-		SupportsSeccomp: container.SupportsSeccomp,
-	}}, nil
 }
 
 func (a *agent) SetGuestDateTime(_ context.Context, r *pb.SetGuestDateTimeRequest) (*emptypb.Empty, error) {

@@ -49,7 +49,7 @@ func New(c Config) (*ttrpc.Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the ttrpc server: %w", err)
 	}
-	pb.RegisterAgentServiceService(s, &agent{containers: c.Containers, sandbox: c.Sandbox, ready: c.Ready, log: c.Log})
+	pb.RegisterAgentServiceService(s, &agent{containers: c.Containers, sandbox: c.Sandbox, machine: machine{"/sys"}, ready: c.Ready, log: c.Log})
 	pb.RegisterHealthService(s, health{})
 	return s, nil
 }

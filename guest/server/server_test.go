@@ -104,6 +104,14 @@ func TestErrorsHaveTheirStatus(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument, "65536")
 	_, err = agent.ReseedRandomDev(ctx, &pb.ReseedRandomDevRequest{Data: make([]byte, maxSeed+1)})
 	wantCode(t, err, codes.InvalidArgument, "seed")
+	_, err = agent.PauseContainer(ctx, &pb.PauseContainerRequest{ContainerId: "c"})
+	wantCode(t, err, codes.NotFound, `container "c"`)
+	_, err = agent.ResumeContainer(ctx, &pb.ResumeContainerRequest{ContainerId: "c"})
+	wantCode(t, err, codes.NotFound, `container "c"`)
+	_, err = agent.UpdateContainer(ctx, &pb.UpdateContainerRequest{ContainerId: "c"})
+	wantCode(t, err, codes.NotFound, `container "c"`)
+	_, err = agent.StatsContainer(ctx, &pb.StatsContainerRequest{ContainerId: "c"})
+	wantCode(t, err, codes.NotFound, `container "c"`)
 	_, err = agent.SetGuestDateTime(ctx, &pb.SetGuestDateTimeRequest{Usec: 1e6})
 	wantCode(t, err, codes.InvalidArgument, "microseconds")
 	wantCode(t, toStatus(io.EOF), codes.OutOfRange, "")
@@ -122,7 +130,7 @@ func TestCallThatPanicsIsAnAnswer(t *testing.T) {
 }
 
 func TestMethodThatIsNotThereSaysItsName(t *testing.T) {
-	if _, err := (&agent{}).PauseContainer(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "PauseContainer") {
+	if _, err := (&agent{}).AddSwap(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "AddSwap") {
 		t.Errorf("%v", err)
 	}
 }

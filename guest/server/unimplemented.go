@@ -18,24 +18,8 @@ func no[Resp any](method string) (*Resp, error) {
 	return nil, fmt.Errorf("the agent has no %s: %w", method, errdefs.ErrNotImplemented)
 }
 
-func (unimplemented) UpdateContainer(context.Context, *pb.UpdateContainerRequest) (*emptypb.Empty, error) {
-	return no[emptypb.Empty]("UpdateContainer")
-}
-
 func (unimplemented) UpdateEphemeralMounts(context.Context, *pb.UpdateEphemeralMountsRequest) (*emptypb.Empty, error) {
 	return no[emptypb.Empty]("UpdateEphemeralMounts")
-}
-
-func (unimplemented) StatsContainer(context.Context, *pb.StatsContainerRequest) (*pb.StatsContainerResponse, error) {
-	return no[pb.StatsContainerResponse]("StatsContainer")
-}
-
-func (unimplemented) PauseContainer(context.Context, *pb.PauseContainerRequest) (*emptypb.Empty, error) {
-	return no[emptypb.Empty]("PauseContainer")
-}
-
-func (unimplemented) ResumeContainer(context.Context, *pb.ResumeContainerRequest) (*emptypb.Empty, error) {
-	return no[emptypb.Empty]("ResumeContainer")
 }
 
 func (unimplemented) RemoveStaleVirtiofsShareMounts(context.Context, *pb.RemoveStaleVirtiofsShareMountsRequest) (*emptypb.Empty, error) {
@@ -86,16 +70,8 @@ func (unimplemented) MemAgentCompactSet(context.Context, *pb.MemAgentCompactConf
 	return no[emptypb.Empty]("MemAgentCompactSet")
 }
 
-func (unimplemented) OnlineCPUMem(context.Context, *pb.OnlineCPUMemRequest) (*emptypb.Empty, error) {
-	return no[emptypb.Empty]("OnlineCPUMem")
-}
-
 func (unimplemented) MemHotplugByProbe(context.Context, *pb.MemHotplugByProbeRequest) (*emptypb.Empty, error) {
 	return no[emptypb.Empty]("MemHotplugByProbe")
-}
-
-func (unimplemented) GetOOMEvent(context.Context, *pb.GetOOMEventRequest) (*pb.OOMEvent, error) {
-	return no[pb.OOMEvent]("GetOOMEvent")
 }
 
 func (unimplemented) AddSwap(context.Context, *pb.AddSwapRequest) (*emptypb.Empty, error) {

@@ -1,17 +1,18 @@
 // Package guestspec turns the OCI spec that containerd wrote for the host into
-// the spec that the guest's agent runs.
+// the spec that the guest's agent runs, and into what is left to do on the
+// host for it: hooks to run, files to copy.
 //
 // It is a pure function over plain data: nothing is read, started or kept, the
 // spec that comes in is not changed, and any goroutine may call it. What the
 // guest cannot do is refused with an error that names the field; what has no
-// meaning inside a VM is dropped, and said in Result.Dropped.
+// meaning inside a VM is dropped, and said in Result.Dropped. The table of
+// docs/oci-spec.md says what becomes of each field and why; a test holds both
+// together.
 package guestspec
 
 import (
 	"fmt"
 	"path"
-	"slices"
-	"strings"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -19,32 +20,50 @@ import (
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 )
 
-// Result is a spec for the guest.
+// Options are what Convert has to know besides the spec.
+type Options struct {
+	// Bundle is the directory of the host that relative sources of bind mounts
+	// start from.
+	Bundle string
+	// Rootfs is where the guest has the container's root filesystem.
+	Rootfs string
+	// Copies is the directory of the guest below which copies of the host's
+	// files go, one name for each mount.
+	Copies string
+	// PassHooks hands hooks that run inside the container over to the guest.
+	// Without it they are refused.
+	PassHooks bool
+}
+
+// Result is a spec for the guest, and what the host has to do for it.
 type Result struct {
 	Spec *pb.Spec
-	// Dropped names the fields that were left out, each with the reason, for
+	// Copies are the files and directories of the host that the guest's spec
+	// has mounts from.
+	Copies []Copy
+	// Hooks are those that run on the host.
+	Hooks HostHooks
+	// Dropped names the fields that were left out, each as "field: reason", for
 	// the log.
 	Dropped []string
 }
 
-// Convert makes the guest's spec for a container whose root filesystem the
-// guest has at rootfs. Errors are of class errdefs.ErrNotImplemented for what
-// is not supported and errdefs.ErrInvalidArgument for what is no valid spec.
-func Convert(host *specs.Spec, rootfs string) (Result, error) {
+// Convert makes the guest's spec. Errors are of class errdefs.ErrNotImplemented
+// for what is not supported and errdefs.ErrInvalidArgument for what is no valid
+// spec.
+func Convert(host *specs.Spec, o Options) (Result, error) {
 	var r Result
 	if host == nil || host.Process == nil || host.Root == nil || host.Linux == nil {
-		return r, fmt.Errorf("config.json: process, root and linux are required: %w", errdefs.ErrInvalidArgument)
+		return r, invalid("process, root and linux are required")
 	}
-	if len(host.Process.Args) == 0 {
-		return r, fmt.Errorf("config.json: process.args is empty: %w", errdefs.ErrInvalidArgument)
+	if err := foreign(host); err != nil {
+		return r, err
 	}
-	if !path.IsAbs(host.Process.Cwd) {
-		return r, fmt.Errorf("config.json: process.cwd %q is not absolute: %w", host.Process.Cwd, errdefs.ErrInvalidArgument)
+	process, err := r.process(host.Process)
+	if err != nil {
+		return r, err
 	}
-	if host.Hooks != nil && !emptyHooks(host.Hooks) {
-		return r, fmt.Errorf("config.json: hooks are not supported yet: %w", errdefs.ErrNotImplemented)
-	}
-	mounts, err := r.mounts(host.Mounts)
+	mounts, err := r.mounts(host.Mounts, o)
 	if err != nil {
 		return r, err
 	}
@@ -52,56 +71,86 @@ func Convert(host *specs.Spec, rootfs string) (Result, error) {
 	if err != nil {
 		return r, err
 	}
+	hooks, err := r.hooks(host.Hooks, o.PassHooks)
+	if err != nil {
+		return r, err
+	}
 	r.Spec = &pb.Spec{
 		Version:     host.Version,
-		Process:     r.process(host.Process),
-		Root:        &pb.Root{Path: rootfs, Readonly: host.Root.Readonly},
+		Process:     process,
+		Root:        &pb.Root{Path: o.Rootfs, Readonly: host.Root.Readonly},
 		Hostname:    host.Hostname,
 		Mounts:      mounts,
+		Hooks:       hooks,
 		Annotations: host.Annotations,
 		Linux:       linux,
 	}
 	if host.Domainname != "" {
-		r.drop("domainname", "the agent's protocol has no field for it")
+		r.drop("domainname", noField)
+	}
+	if host.VM != nil {
+		r.drop("vm", "the virtual machine is what erofsvm's configuration says")
 	}
 	return r, nil
 }
+
+// Process makes the guest's form of a process that is added to a container. It
+// returns what was dropped as Convert does.
+func Process(host *specs.Process) (process *pb.Process, dropped []string, err error) {
+	var r Result
+	if host == nil {
+		return nil, nil, invalid("process is required")
+	}
+	process, err = r.process(host)
+	return process, r.Dropped, err
+}
+
+// Resources makes the guest's form of limits that are changed. It returns what
+// was dropped as Convert does.
+func Resources(host *specs.LinuxResources) (resources *pb.LinuxResources, dropped []string) {
+	var r Result
+	resources = r.resources(host)
+	return resources, r.Dropped
+}
+
+// noField is the reason for most of what is dropped.
+const noField = "the agent's protocol has no field for it"
 
 func (r *Result) drop(field, reason string) {
 	r.Dropped = append(r.Dropped, field+": "+reason)
 }
 
-func emptyHooks(h *specs.Hooks) bool {
-	//lint:ignore SA1019 Prestart is deprecated, and a spec can still have it.
-	return len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer)+len(h.StartContainer)+len(h.Poststart)+len(h.Poststop) == 0
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("OCI spec: "+format+": %w", append(args, errdefs.ErrInvalidArgument)...)
 }
 
-// hostless are the filesystems that a guest can mount by itself.
-var hostless = []string{"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"}
+func unsupported(format string, args ...any) error {
+	return fmt.Errorf("OCI spec: "+format+": %w", append(args, errdefs.ErrNotImplemented)...)
+}
 
-func (r *Result) mounts(in []specs.Mount) ([]*pb.Mount, error) {
-	var out []*pb.Mount
-	for _, m := range in {
-		if !path.IsAbs(m.Destination) {
-			return nil, fmt.Errorf("config.json: mount destination %q is not absolute: %w", m.Destination, errdefs.ErrInvalidArgument)
+// foreign refuses what makes a spec one for another system.
+func foreign(host *specs.Spec) error {
+	for _, section := range []struct {
+		name string
+		set  bool
+	}{
+		{"solaris", host.Solaris != nil}, {"windows", host.Windows != nil},
+		{"zos", host.ZOS != nil}, {"freebsd", host.FreeBSD != nil},
+	} {
+		if section.set {
+			return invalid("%s is set, and the guest runs Linux", section.name)
 		}
-		if len(m.UIDMappings)+len(m.GIDMappings) > 0 {
-			return nil, fmt.Errorf("config.json: mount %s: id-mapped mounts are not supported: %w", m.Destination, errdefs.ErrNotImplemented)
-		}
-		if !slices.Contains(hostless, m.Type) {
-			return nil, fmt.Errorf("config.json: mount %s: type %q from %s needs the host's files, which do not reach the guest yet: %w",
-				m.Destination, m.Type, m.Source, errdefs.ErrNotImplemented)
-		}
-		if i := slices.IndexFunc(m.Options, func(o string) bool { return o == "bind" || o == "rbind" }); i >= 0 {
-			return nil, fmt.Errorf("config.json: mount %s: option %q of %s needs the host's files, which do not reach the guest yet: %w",
-				m.Destination, m.Options[i], m.Source, errdefs.ErrNotImplemented)
-		}
-		out = append(out, &pb.Mount{Destination: m.Destination, Source: m.Source, Type: m.Type, Options: m.Options})
 	}
-	return out, nil
+	return nil
 }
 
-func (r *Result) process(p *specs.Process) *pb.Process {
+func (r *Result) process(p *specs.Process) (*pb.Process, error) {
+	if len(p.Args) == 0 {
+		return nil, invalid("process.args is empty")
+	}
+	if !path.IsAbs(p.Cwd) {
+		return nil, invalid("process.cwd %q is not absolute", p.Cwd)
+	}
 	out := &pb.Process{
 		Terminal:        p.Terminal,
 		User:            &pb.User{UID: p.User.UID, GID: p.User.GID, AdditionalGids: p.User.AdditionalGids, Username: p.User.Username},
@@ -110,10 +159,11 @@ func (r *Result) process(p *specs.Process) *pb.Process {
 		Cwd:             p.Cwd,
 		NoNewPrivileges: p.NoNewPrivileges,
 	}
-	if p.User.Umask != nil {
-		r.drop("process.user.umask", "the agent's protocol has no field for it")
-	}
 	if p.ConsoleSize != nil {
+		const most = 1<<16 - 1 // struct winsize
+		if p.ConsoleSize.Height > most || p.ConsoleSize.Width > most {
+			return nil, invalid("process.consoleSize is %d by %d, at most %d", p.ConsoleSize.Height, p.ConsoleSize.Width, most)
+		}
 		out.ConsoleSize = &pb.Box{Height: uint32(p.ConsoleSize.Height), Width: uint32(p.ConsoleSize.Width)}
 	}
 	if c := p.Capabilities; c != nil {
@@ -128,79 +178,30 @@ func (r *Result) process(p *specs.Process) *pb.Process {
 	if p.OOMScoreAdj != nil {
 		out.OOMScoreAdj = int64(*p.OOMScoreAdj)
 	}
+	r.dropFromProcess(p)
+	return out, nil
+}
+
+func (r *Result) dropFromProcess(p *specs.Process) {
+	if p.CommandLine != "" {
+		r.drop("process.commandLine", "process.args counts on Linux")
+	}
+	if p.User.Umask != nil {
+		r.drop("process.user.umask", noField)
+	}
 	if p.ApparmorProfile != "" {
 		r.drop("process.apparmorProfile", "profiles of the host are not loaded in the guest")
 	}
 	if p.SelinuxLabel != "" {
 		r.drop("process.selinuxLabel", "labels of the host mean nothing in the guest")
 	}
-	if p.Scheduler != nil || p.IOPriority != nil || p.ExecCPUAffinity != nil {
-		r.drop("process.scheduler, ioPriority, execCPUAffinity", "the agent's protocol has no fields for them")
+	if p.Scheduler != nil {
+		r.drop("process.scheduler", noField)
 	}
-	return out
-}
-
-func (r *Result) linux(l *specs.Linux) (*pb.Linux, error) {
-	if len(l.UIDMappings)+len(l.GIDMappings) > 0 {
-		return nil, fmt.Errorf("config.json: linux.uidMappings: user namespaces are not supported yet: %w", errdefs.ErrNotImplemented)
+	if p.IOPriority != nil {
+		r.drop("process.ioPriority", noField)
 	}
-	namespaces, err := r.namespaces(l.Namespaces)
-	if err != nil {
-		return nil, err
+	if p.ExecCPUAffinity != nil {
+		r.drop("process.execCPUAffinity", "it numbers the host's processors")
 	}
-	if l.Seccomp != nil {
-		return nil, fmt.Errorf("config.json: linux.seccomp is not supported yet: %w", errdefs.ErrNotImplemented)
-	}
-	if len(l.Devices) > 0 {
-		for _, d := range l.Devices {
-			r.drop("linux.devices "+d.Path, "a device of the host")
-		}
-	}
-	if l.IntelRdt != nil {
-		r.drop("linux.intelRdt", "belongs to the host's processor")
-	}
-	if l.MountLabel != "" {
-		r.drop("linux.mountLabel", "labels of the host mean nothing in the guest")
-	}
-	return &pb.Linux{
-		Sysctl:            l.Sysctl,
-		Resources:         r.resources(l.Resources),
-		CgroupsPath:       r.cgroupsPath(l.CgroupsPath),
-		Namespaces:        namespaces,
-		RootfsPropagation: l.RootfsPropagation,
-		MaskedPaths:       l.MaskedPaths,
-		ReadonlyPaths:     l.ReadonlyPaths,
-	}, nil
-}
-
-// namespaces keeps the new ones that separate containers inside the guest. The
-// network is that of the VM, which is the pod's.
-func (r *Result) namespaces(in []specs.LinuxNamespace) ([]*pb.LinuxNamespace, error) {
-	var out []*pb.LinuxNamespace
-	for _, ns := range in {
-		switch ns.Type {
-		case specs.NetworkNamespace:
-			continue
-		case specs.UserNamespace, specs.TimeNamespace:
-			return nil, fmt.Errorf("config.json: linux.namespaces: a %s namespace is not supported: %w", ns.Type, errdefs.ErrNotImplemented)
-		case specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.CgroupNamespace:
-		default:
-			return nil, fmt.Errorf("config.json: linux.namespaces: unknown type %q: %w", ns.Type, errdefs.ErrInvalidArgument)
-		}
-		if ns.Path != "" {
-			return nil, fmt.Errorf("config.json: linux.namespaces: %s namespace %s is the host's and cannot be joined from a VM: %w",
-				ns.Type, ns.Path, errdefs.ErrNotImplemented)
-		}
-		out = append(out, &pb.LinuxNamespace{Type: string(ns.Type)})
-	}
-	return out, nil
-}
-
-// cgroupsPath makes a plain path of both forms that containerd writes, that of
-// cgroupfs and "slice:prefix:name" of systemd: the guest runs no systemd.
-func (r *Result) cgroupsPath(p string) string {
-	if parts := strings.Split(p, ":"); len(parts) == 3 {
-		p = path.Join(parts[0], parts[1]+"-"+parts[2])
-	}
-	return path.Join("/", p)
 }

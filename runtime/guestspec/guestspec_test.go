@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,6 +14,7 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -33,11 +35,14 @@ func load(t *testing.T, name string) *specs.Spec {
 // TestGolden compares the guest's spec and what was dropped, field by field,
 // with testdata/<name>.golden.
 func TestGolden(t *testing.T) {
-	for _, name := range []string{"ctr", "everything"} {
+	for _, name := range []string{"ctr", "everything", "host"} {
 		t.Run(name, func(t *testing.T) {
 			host := load(t, name+".json")
 			before, _ := json.Marshal(host)
-			r, err := Convert(host, "/run/kata-containers/c1/rootfs")
+			r, err := Convert(host, Options{
+				Bundle: "/bundle", Rootfs: "/run/kata-containers/c1/rootfs",
+				Copies: "/run/kata-containers/shared/containers/c1", PassHooks: true,
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -51,6 +56,17 @@ func TestGolden(t *testing.T) {
 			var got bytes.Buffer
 			if err := json.Indent(&got, raw, "", "  "); err != nil { // protojson's own indent varies on purpose
 				t.Fatal(err)
+			}
+			for _, c := range r.Copies {
+				fmt.Fprintf(&got, "\ncopy: %s to %s for %s, read-only %v", c.Source, c.Guest, c.Destination, c.ReadOnly)
+			}
+			for _, h := range []struct {
+				when  string
+				hooks []specs.Hook
+			}{{"create", r.Hooks.Create}, {"poststart", r.Hooks.Poststart}, {"poststop", r.Hooks.Poststop}} {
+				for _, hook := range h.hooks {
+					fmt.Fprintf(&got, "\non the host, %s: %s %q", h.when, hook.Path, hook.Args)
+				}
 			}
 			for _, d := range r.Dropped {
 				got.WriteString("\ndropped: " + d)
@@ -83,29 +99,56 @@ func TestRefusalsNameTheField(t *testing.T) {
 		{"no process", func(s *specs.Spec) { s.Process = nil }, errdefs.IsInvalidArgument, "process"},
 		{"no args", func(s *specs.Spec) { s.Process.Args = nil }, errdefs.IsInvalidArgument, "process.args"},
 		{"relative cwd", func(s *specs.Spec) { s.Process.Cwd = "tmp" }, errdefs.IsInvalidArgument, "process.cwd"},
-		{"hook", func(s *specs.Spec) { s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/bin/x"}}} }, errdefs.IsNotImplemented, "hooks"},
-		{"bind mount", func(s *specs.Spec) {
-			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/data", Type: "bind", Source: "/srv", Options: []string{"rbind"}})
-		}, errdefs.IsNotImplemented, "/data"},
-		{"bind mount that says so in its options only", func(s *specs.Spec) {
-			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/data", Type: "tmpfs", Source: "/srv", Options: []string{"bind"}})
-		}, errdefs.IsNotImplemented, "/data"},
+		{"hook of the guest", func(s *specs.Spec) {
+			s.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{Path: "/bin/x"}}}
+		}, errdefs.IsNotImplemented, `guest.hooks = "pass"`},
+		{"hook by a relative path", func(s *specs.Spec) {
+			s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{Path: "x"}}}
+		}, errdefs.IsInvalidArgument, "hooks.poststop"},
+		{"hook without time", func(s *specs.Spec) {
+			s.Hooks = &specs.Hooks{Poststart: []specs.Hook{{Path: "/x", Timeout: new(int)}}}
+		}, errdefs.IsInvalidArgument, "timeout 0"},
+		{"bind mount without a source", func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/data", Type: "bind"})
+		}, errdefs.IsInvalidArgument, "/data"},
+		{"bind mount of the host's kernel", func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/data", Type: "bind", Source: "/x/../proc/1", Options: []string{"rbind"}})
+		}, errdefs.IsNotImplemented, "/proc/1"},
+		{"id-mapped mount", func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/data", Source: "/srv", Options: []string{"rbind", "ridmap"}})
+		}, errdefs.IsNotImplemented, "ridmap"},
+		{"filesystem of the host", func(s *specs.Spec) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/data", Type: "nfs", Source: "server:/srv"})
+		}, errdefs.IsNotImplemented, `"server:/srv"`},
 		{"relative mount", func(s *specs.Spec) {
 			s.Mounts = append(s.Mounts, specs.Mount{Destination: "data", Type: "tmpfs"})
 		}, errdefs.IsInvalidArgument, `"data"`},
 		{"user namespace", func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
 		}, errdefs.IsNotImplemented, "user namespace"},
+		{"unknown namespace", func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "dream"})
+		}, errdefs.IsInvalidArgument, `"dream"`},
 		{"id mapping", func(s *specs.Spec) { s.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 1}} }, errdefs.IsNotImplemented, "uidMappings"},
 		{"joined namespace", func(s *specs.Spec) {
 			s.Linux.Namespaces = []specs.LinuxNamespace{{Type: specs.PIDNamespace, Path: "/proc/1/ns/pid"}}
-		}, errdefs.IsNotImplemented, "/proc/1/ns/pid"},
-		{"seccomp", func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{} }, errdefs.IsNotImplemented, "seccomp"},
+		}, errdefs.IsNotImplemented, "/proc/1/ns/pid is one of the host and cannot be joined from a virtual machine: leave it out (--with-ns"},
+		{"seccomp that asks the host", func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{ListenerPath: "/run/listener"}
+		}, errdefs.IsNotImplemented, "/run/listener"},
+		{"sysctl that is a path", func(s *specs.Spec) {
+			s.Linux.Sysctl = map[string]string{"net/../../x": "1"}
+		}, errdefs.IsInvalidArgument, "linux.sysctl"},
+		{"propagation", func(s *specs.Spec) { s.Linux.RootfsPropagation = "everywhere" }, errdefs.IsInvalidArgument, "rootfsPropagation"},
+		{"terminal beyond what a terminal can be", func(s *specs.Spec) {
+			s.Process.ConsoleSize = &specs.Box{Height: 1 << 16}
+		}, errdefs.IsInvalidArgument, "process.consoleSize"},
+		{"spec for Windows", func(s *specs.Spec) { s.Windows = &specs.Windows{} }, errdefs.IsInvalidArgument, "windows"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s := load(t, "ctr.json")
 			tc.change(s)
-			_, err := Convert(s, "/r")
+			_, err := Convert(s, options)
 			if err == nil || !tc.class(err) || !strings.Contains(err.Error(), tc.text) {
 				t.Errorf("error %v; want one with %q", err, tc.text)
 			}
@@ -120,14 +163,14 @@ func TestCgroupsPathIsOneOfTheGuest(t *testing.T) {
 		"pod.slice:cri-containerd:c1": "/pod.slice/cri-containerd-c1",
 		"../../escape":                "/escape",
 	} {
-		if got := new(Result).cgroupsPath(in); got != want {
+		if got := cgroupsPath(in); got != want {
 			t.Errorf("%q: %q, want %q", in, got, want)
 		}
 	}
 }
 
 func TestTheNetworkNamespaceIsTheVMs(t *testing.T) {
-	r, err := Convert(load(t, "ctr.json"), "/r")
+	r, err := Convert(load(t, "ctr.json"), options)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -138,5 +181,53 @@ func TestTheNetworkNamespaceIsTheVMs(t *testing.T) {
 	}
 	if !slices.ContainsFunc(load(t, "ctr.json").Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace }) {
 		t.Error("the test's spec has no network namespace")
+	}
+}
+
+func TestAProcessIsHeldToTheSameRules(t *testing.T) {
+	p := load(t, "everything.json").Process
+	got, dropped, err := Process(p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := Convert(load(t, "everything.json"), options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !proto.Equal(got, whole.Spec.Process) || len(dropped) == 0 || !strings.HasPrefix(dropped[0], "process.") {
+		t.Errorf("%v, dropped %q", got, dropped)
+	}
+	if _, _, err := Process(nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("no process: %v", err)
+	}
+}
+
+func TestSharedMemoryIsTheGuests(t *testing.T) {
+	s := load(t, "ctr.json")
+	s.Mounts = []specs.Mount{{Destination: "/dev/shm", Type: "bind", Source: "/run/sandboxes/x/shm", Options: []string{"rbind", "ro"}}}
+	r, err := Convert(s, options)
+	if err != nil || len(r.Copies) != 0 || r.Spec.Mounts[0].Type != "tmpfs" {
+		t.Errorf("%v, copies %v, %v", r.Spec.GetMounts(), r.Copies, err)
+	}
+}
+
+func TestDevicesOfTheHostStayThere(t *testing.T) {
+	s := load(t, "ctr.json")
+	s.Linux.Devices = []specs.LinuxDevice{
+		{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229},
+		{Path: "/dev/sda", Type: "b", Major: 8, Minor: 0},
+		{Path: "/dev/fake", Type: "b", Major: 10, Minor: 229},
+		{Path: "/dev/initctl", Type: "p"},
+	}
+	r, err := Convert(s, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kept []string
+	for _, d := range r.Spec.Linux.Devices {
+		kept = append(kept, d.Path)
+	}
+	if !slices.Equal(kept, []string{"/dev/fuse", "/dev/initctl"}) || len(r.Dropped) != 2 {
+		t.Errorf("kept %v, dropped %q", kept, r.Dropped)
 	}
 }

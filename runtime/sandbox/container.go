@@ -5,141 +5,126 @@ import (
 	"fmt"
 	"os"
 	"sync"
-	"time"
 
 	"github.com/containerd/errdefs"
 
+	"github.com/erofsvm/erofsvm/agentclient/pb"
+	"github.com/erofsvm/erofsvm/runtime/guestspec"
 	"github.com/erofsvm/erofsvm/runtime/stdio"
 )
 
-// State is where a container stands. It only moves forward.
-type State int
-
-const (
-	Creating State = iota // the VM boots or the guest makes it; Kill cancels
-	Created               // its process waits for Start
-	Running
-	Stopped // exited, its output handed over; only Delete is left
-	Deleted
-)
-
-func (s State) String() string {
-	switch s {
-	case Creating:
-		return "creating"
-	case Created:
-		return "created"
-	case Running:
-		return "running"
-	case Stopped:
-		return "stopped"
-	case Deleted:
-		return "deleted"
-	}
-	return fmt.Sprintf("state %d", int(s))
-}
-
-// Exit is how a process ended.
-type Exit struct {
-	Status int // as a shell has it: 128 plus the signal's number
-	At     time.Time
-}
-
-// Info describes a container to those who ask.
-type Info struct {
-	ID, Bundle string
-	State      State
-	Pid        int // QEMU's, on the host
-	Streams    stdio.Paths
-	Exit       Exit // set once State is Stopped
-}
-
-// container is one container of the VM. Its mutex guards the fields below it
-// and is never held over a call that waits.
+// container is one container of the VM. Its mutex guards the fields below it,
+// and those of its processes, and is never held over a call that waits.
 type container struct {
 	id, bundle string
-	serial     int    // names its disks
-	dir        string // own directory below the sandbox's
-	streams    stdio.Paths
+	serial     int        // names its disks
+	dir        string     // own directory below the sandbox's
 	disks      []attached // written by create only
 	inGuest    bool       // the agent has the container, written by create only
 	abandon    context.CancelFunc
 
-	exited chan struct{} // closed when state becomes Stopped
-	gone   chan struct{} // closed when the container is taken apart
+	hooks       guestspec.HostHooks // written before it is admitted, as the next
+	annotations map[string]string
 
-	mu       sync.Mutex
-	state    State
-	io       *stdio.IO // nil until Create has opened the streams
-	starting bool      // Start is under way: its event goes out before an exit's
-	deleting bool      // Delete is under way
-	pending  *Exit     // an exit that waits for Start
-	exit     Exit
+	init *process      // its state is the container's
+	gone chan struct{} // closed when the container is taken apart
+
+	mu     sync.Mutex
+	execs  map[string]*process
+	ending bool // its own process has ended: no exec starts any more
+	frozen bool // Pause or Resume is under way
+	oom    oomCount
+	stats  *pb.StatsContainerResponse // the last that was asked for
 }
 
 func newContainer(id, bundle string, streams stdio.Paths, abandon context.CancelFunc) *container {
-	return &container{id: id, bundle: bundle, streams: streams, abandon: abandon, exited: make(chan struct{}), gone: make(chan struct{})}
-}
-
-// illegal is the error for an operation that the state does not allow.
-func (c *container) illegal(want State) error {
-	return fmt.Errorf("container %s is %s, not %s: %w", c.id, c.state, want, errdefs.ErrFailedPrecondition)
+	c := &container{id: id, bundle: bundle, abandon: abandon, gone: make(chan struct{}), execs: map[string]*process{}}
+	c.init = newProcess(c, "", streams)
+	return c
 }
 
 func (c *container) created() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.state = Created
+	c.init.state = Created
 }
 
-// beginStart claims the transition from Created to Running.
-func (c *container) beginStart() error {
+// process returns the container's own for "".
+func (c *container) process(exec string) (*process, error) {
+	if exec == "" {
+		return c.init, nil
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.state != Created || c.starting {
-		return c.illegal(Created)
+	p, ok := c.execs[exec]
+	if !ok {
+		return nil, fmt.Errorf("exec %s of container %s: %w", exec, c.id, errdefs.ErrNotFound)
 	}
-	c.starting = true
+	return p, nil
+}
+
+// takesExec says whether an exec can be added, or started, in a container that
+// is at least in the state from; c.mu is held.
+func (c *container) takesExec(from State) error {
+	state := c.init.state
+	if c.ending && state != Deleted {
+		state = Stopped
+	}
+	if state != Running && (from == Running || state != Created) {
+		return fmt.Errorf("container %s is %s and an exec needs it %s: %w", c.id, state, from, errdefs.ErrFailedPrecondition)
+	}
 	return nil
 }
 
-// endStart completes it. started is called under the lock, before any exit is
-// seen, and must not wait; it is not called if the start failed.
-func (c *container) endStart(ok bool, started func(), exited func(Exit)) {
+// add takes an exec in. added is called under the lock and must not wait.
+func (c *container) add(exec string, spec *pb.Process, streams stdio.Paths, added func()) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.starting = false
-	if ok {
-		if c.state == Created {
-			c.state = Running
+	if err := c.takesExec(Created); err != nil {
+		return err
+	}
+	if _, ok := c.execs[exec]; ok {
+		return fmt.Errorf("exec %s of container %s: %w", exec, c.id, errdefs.ErrAlreadyExists)
+	}
+	p := newProcess(c, exec, streams)
+	p.state, p.spec = Created, spec
+	c.execs[exec] = p
+	added()
+	return nil
+}
+
+// end says that the container's own process has ended, and returns the execs
+// that run or are being started. No other starts from then on.
+func (c *container) end() []*process {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ending = true
+	var left []*process
+	for _, p := range c.execs {
+		if p.starting || p.state == Running {
+			left = append(left, p)
 		}
-		started()
 	}
-	if c.pending != nil {
-		exit := *c.pending
-		c.pending = nil
-		c.stop(exit, exited)
-	}
+	return left
 }
 
-// ended records the exit, once: later calls change nothing. exited is called
-// under the lock and must not wait.
-func (c *container) ended(exit Exit, exited func(Exit)) {
+func (c *container) isEnding() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	switch {
-	case c.state == Stopped || c.state == Deleted || c.pending != nil:
-	case c.starting:
-		c.pending = &exit
-	default:
-		c.stop(exit, exited)
-	}
+	return c.ending
 }
 
-func (c *container) stop(exit Exit, exited func(Exit)) {
-	c.state, c.exit = Stopped, exit
-	exited(exit)
-	close(c.exited)
+// abandonExecs ends the life of execs that were not started: those who wait for
+// them return.
+func (c *container) abandonExecs() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.ending = true
+	for _, p := range c.execs {
+		if p.state == Created && !p.starting {
+			p.never()
+		}
+	}
 }
 
 // giveUp ends a creation and waits until nothing of it is left.
@@ -153,42 +138,15 @@ func (c *container) giveUp(ctx context.Context) error {
 	}
 }
 
-// beginDelete claims the deletion of a container that has stopped.
-func (c *container) beginDelete() error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.deleting || c.state == Deleted {
-		return fmt.Errorf("container %s is being deleted: %w", c.id, errdefs.ErrNotFound)
-	}
-	if c.state != Stopped {
-		return c.illegal(Stopped)
-	}
-	c.deleting = true
-	return nil
-}
-
-func (c *container) endDelete() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.state = Deleted
-}
-
-func (c *container) setStdio(s *stdio.IO) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.io = s
-}
-
-func (c *container) stdio() *stdio.IO {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.io
-}
-
 func (c *container) removeDir() error { return os.RemoveAll(c.dir) }
 
-func (c *container) current() (State, Exit) {
+// all are the container's processes, its own one last.
+func (c *container) all() []*process {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.state, c.exit
+	var all []*process
+	for _, p := range c.execs {
+		all = append(all, p)
+	}
+	return append(all, c.init)
 }

@@ -11,10 +11,11 @@ import (
 	"github.com/erofsvm/erofsvm/runtime/stdio"
 )
 
-func newTestContainer() (*container, *[]string, func(Exit)) {
+// newTestContainer returns the process of a container that is being created.
+func newTestContainer() (*process, *[]string, func(Exit)) {
 	var events []string
 	c := newContainer("c", "/bundle", stdio.Paths{}, func() {})
-	return c, &events, func(Exit) { events = append(events, "exit") }
+	return c.init, &events, func(Exit) { events = append(events, "exit") }
 }
 
 func started(events *[]string) func() {
@@ -23,7 +24,7 @@ func started(events *[]string) func() {
 
 func TestExitIsReportedOnce(t *testing.T) {
 	c, events, exited := newTestContainer()
-	c.created()
+	c.c.created()
 	c.ended(Exit{Status: 3, At: time.Unix(1, 0)}, exited)
 	c.ended(Exit{Status: statusKilled}, exited) // the VM dies afterwards
 	if !slices.Equal(*events, []string{"exit"}) {
@@ -37,7 +38,7 @@ func TestExitIsReportedOnce(t *testing.T) {
 
 func TestExitComesAfterStart(t *testing.T) {
 	c, events, exited := newTestContainer()
-	c.created()
+	c.c.created()
 	if err := c.beginStart(); err != nil {
 		t.Fatal(err)
 	}
@@ -59,7 +60,7 @@ func TestExitComesAfterStart(t *testing.T) {
 
 func TestFailedStartStillEnds(t *testing.T) {
 	c, events, exited := newTestContainer()
-	c.created()
+	c.c.created()
 	if err := c.beginStart(); err != nil {
 		t.Fatal(err)
 	}
@@ -89,7 +90,7 @@ func TestIllegalTransitionsNameBothStates(t *testing.T) {
 	}
 	check("start while creating", c.beginStart(), "creating", "created")
 	check("delete while creating", c.beginDelete(), "creating", "stopped")
-	c.created()
+	c.c.created()
 	check("delete when created", c.beginDelete(), "created", "stopped")
 	if err := c.beginStart(); err != nil {
 		t.Fatal(err)

@@ -7,13 +7,13 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"time"
 
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/erofsvm/erofsvm/agentclient"
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/runtime/guestspec"
 	"github.com/erofsvm/erofsvm/runtime/stdio"
@@ -41,14 +41,19 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	if err != nil {
 		return 0, err
 	}
-	guest, err := guestspec.Convert(spec, guestRootfs(req.ID))
+	guest, err := convert(spec, req)
 	if err != nil {
 		return 0, err
 	}
+	copies, err := scanCopies(guest.Copies, req.Config.Mounts)
+	if err != nil {
+		return 0, err
+	}
+	defer copies.close()
 	for _, d := range guest.Dropped {
 		s.log.WithField("container", req.ID).Warnf("not for the guest: %s", d)
 	}
-	c, m, err := s.admit(req, spec.Hostname, begun, func() { abandon(errAbandoned) })
+	c, m, err := s.admit(req, spec, guest.Hooks, begun, func() { abandon(errAbandoned) })
 	if err != nil {
 		return 0, err
 	}
@@ -65,17 +70,20 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 		return 0, err
 	}
 	defer plan.Close() // QEMU has its own descriptors by then
-	streams, err := stdio.Open(req.Streams, func(err error) { s.log.WithError(err).WithField("container", req.ID).Warn("stream") })
+	streams, err := stdio.Open(ctx, req.Streams, s.streamOptions(c.init, m))
 	if err != nil {
 		return 0, err
 	}
-	c.setStdio(streams)
+	c.init.setStdio(streams)
 
 	if err := m.await(ctx); err != nil {
 		return 0, err
 	}
 	storages, err := m.attach(ctx, c, plan)
 	if err != nil {
+		return 0, err
+	}
+	if err := copies.send(ctx, m); err != nil {
 		return 0, err
 	}
 	created := time.Now()
@@ -87,28 +95,54 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	if err != nil {
 		return 0, fmt.Errorf("create container %s in the guest: %w", req.ID, err)
 	}
+	output, err := m.streams(ctx, c.init)
+	if err != nil {
+		return 0, err
+	}
+	streams.Start(output)
+	if err := s.runHooks(ctx, c, m, guest.Hooks.Create, specs.StateCreating); err != nil {
+		return 0, err
+	}
 	pid = m.pid()
 	s.sink.Created(req, pid)
 	c.created()
-	streams.Start(guestStreams{m.agent, agentclient.Process{Container: req.ID}})
-	m.tasks.Go(func() { s.watch(c, m) })
+	if err := m.spawn(func() { s.watch(c.init, m) }); err != nil {
+		return 0, err
+	}
 	m.trace.phase("create", begun)
 	return pid, nil
 }
 
+// convert makes the guest's spec. Whether there is a terminal is for the request
+// to say, as for runc's shim.
+func convert(spec *specs.Spec, req *CreateRequest) (guestspec.Result, error) {
+	guest, err := guestspec.Convert(spec, guestspec.Options{
+		Bundle: req.Bundle, Rootfs: guestRootfs(req.ID), Copies: guestCopies(req.ID),
+		PassHooks: req.Config.Guest.Hooks == "pass",
+	})
+	if err == nil {
+		guest.Spec.Process.Terminal = req.Streams.Terminal
+	}
+	return guest, err
+}
+
+// reserved are names that the guest has for other things beside containers.
+var reserved = []string{"sandbox", "shared"}
+
 // admit takes a container in, with the VM that it is to run in.
-func (s *Sandbox) admit(req *CreateRequest, hostname string, begun time.Time, abandon context.CancelFunc) (*container, *machine, error) {
-	if !identifier.MatchString(req.ID) {
+func (s *Sandbox) admit(req *CreateRequest, spec *specs.Spec, hooks guestspec.HostHooks, begun time.Time, abandon context.CancelFunc) (*container, *machine, error) {
+	if !identifier.MatchString(req.ID) || slices.Contains(reserved, req.ID) {
 		return nil, nil, fmt.Errorf("container id %q: %w", req.ID, errdefs.ErrInvalidArgument)
 	}
 	c := newContainer(req.ID, req.Bundle, req.Streams, abandon)
+	c.hooks, c.annotations = hooks, spec.Annotations
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.containers[req.ID]; ok {
 		return nil, nil, fmt.Errorf("container %s: %w", req.ID, errdefs.ErrAlreadyExists)
 	}
 	if s.machine == nil {
-		s.machine = newMachine(s, req, hostname, begun)
+		s.machine = newMachine(s, req, spec.Hostname, begun)
 		s.machine.launch()
 	}
 	s.serial++
@@ -139,25 +173,3 @@ func readSpec(bundle string) (*specs.Spec, error) {
 }
 
 func guestRootfs(id string) string { return guestRoot + "/" + id + "/rootfs" }
-
-// guestStreams is a process of the guest as package stdio sees it.
-type guestStreams struct {
-	agent   *agentclient.Client
-	process agentclient.Process
-}
-
-func (g guestStreams) ReadStdout(ctx context.Context, buf []byte) (int, error) {
-	return g.agent.ReadStdout(ctx, g.process, buf)
-}
-
-func (g guestStreams) ReadStderr(ctx context.Context, buf []byte) (int, error) {
-	return g.agent.ReadStderr(ctx, g.process, buf)
-}
-
-func (g guestStreams) WriteStdin(ctx context.Context, data []byte) (int, error) {
-	return g.agent.WriteStdin(ctx, g.process, data)
-}
-
-func (g guestStreams) CloseStdin(ctx context.Context) error {
-	return g.agent.CloseStdin(ctx, g.process)
-}

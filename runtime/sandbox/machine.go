@@ -7,15 +7,18 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
 	"github.com/erofsvm/erofsvm/agentclient"
 	"github.com/erofsvm/erofsvm/agentclient/pb"
+	"github.com/erofsvm/erofsvm/agentclient/streamwire"
 	"github.com/erofsvm/erofsvm/configs"
 	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/hypervisor/qemu"
@@ -43,18 +46,41 @@ type machine struct {
 	dir      string // the sandbox's directory
 	log      *log.Entry
 	trace    *trace
+	start    startVM
 	died     func(*machine)
+	oom      func(*machine)
 	layers   layerNames
 
 	ctx    context.Context // ends with the VM
 	cancel context.CancelCauseFunc
 	tasks  sync.WaitGroup // goroutines that end with the VM
+	mu     sync.Mutex
+	ended  bool // by stop, which waits for tasks: no more of them
 
 	qemuPid atomic.Int64
-	ready   chan struct{} // closed when the three below are final
+	ready   chan struct{} // closed when those below are final
 	vm      hypervisor.VM // may be set although err is
 	agent   *agentclient.Client
+	wire    bool // the agent speaks docs/streams-wire.md
 	err     error
+}
+
+// startVM is how a VM comes into being: by QEMU, but in tests.
+type startVM func(context.Context, qemu.Spec) (bootedVM, error)
+
+// bootedVM is a VM with what only its start knows.
+type bootedVM interface {
+	hypervisor.VM
+	Accelerator() (a qemu.Accelerator, reason string)
+	Timings() qemu.Timings
+}
+
+func startQEMU(ctx context.Context, spec qemu.Spec) (bootedVM, error) {
+	vm, err := qemu.Start(ctx, spec)
+	if err != nil {
+		return nil, err // and no interface around a nil
+	}
+	return vm, nil
 }
 
 func newMachine(s *Sandbox, req *CreateRequest, hostname string, begun time.Time) *machine {
@@ -64,8 +90,8 @@ func newMachine(s *Sandbox, req *CreateRequest, hostname string, begun time.Time
 		dir:   sandboxDir(req.Config.StateDir, req.Bundle),
 		log:   s.log.WithField("sandbox", req.ID),
 		trace: newTrace(req.Config.Debug.TraceDir, s.namespace, req.ID, begun),
-		died:  s.died,
-		ctx:   ctx, cancel: cancel, ready: make(chan struct{}),
+		start: s.start, died: s.died, oom: s.watchOOM,
+		ctx: ctx, cancel: cancel, ready: make(chan struct{}),
 	}
 }
 
@@ -82,6 +108,7 @@ func (m *machine) run() {
 		return // Create stops the machine
 	}
 	m.tasks.Go(m.followLog)
+	m.tasks.Go(func() { m.oom(m) })
 	<-m.vm.Done()
 	if err := m.vm.Err(); err != nil {
 		m.log.WithError(err).Error("virtual machine ended")
@@ -106,7 +133,7 @@ func (m *machine) obtain(ctx context.Context) error {
 	}
 	begun := time.Now()
 	started, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.QEMU.Std())
-	vm, err := qemu.Start(started, spec)
+	vm, err := m.start(started, spec)
 	cancel()
 	m.trace.phase("qemu start", begun)
 	if err != nil {
@@ -144,7 +171,8 @@ func (m *machine) personalise(ctx context.Context) error {
 	defer m.trace.phase("personalise", begun)
 	seed := make([]byte, seedSize)
 	rand.Read(seed)
-	if err := m.agent.Check(ctx); err != nil {
+	err := m.agent.Check(ctx)
+	if err != nil {
 		return err
 	}
 	if err := m.agent.ReseedRandomDev(ctx, seed); err != nil {
@@ -153,7 +181,31 @@ func (m *machine) personalise(ctx context.Context) error {
 	if err := m.agent.SetGuestDateTime(ctx, time.Now()); err != nil {
 		return err
 	}
+	if m.wire, err = m.speaksStreams(ctx); err != nil {
+		return err
+	}
 	return m.agent.CreateSandbox(ctx, &pb.CreateSandboxRequest{Hostname: m.hostname, SandboxId: m.id})
+}
+
+// speaksStreams asks the agent. One that tells nothing of itself does not.
+func (m *machine) speaksStreams(ctx context.Context) (bool, error) {
+	details, err := m.agent.GetGuestDetails(ctx)
+	if errdefs.IsNotImplemented(err) {
+		return false, nil
+	}
+	return slices.Contains(details.GetAgentDetails().GetExtraFeatures(), streamwire.Feature), err
+}
+
+// spawn starts a goroutine that ends with the VM, unless stop already waits for
+// them.
+func (m *machine) spawn(task func()) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.ended {
+		return hypervisor.ErrGone
+	}
+	m.tasks.Go(task)
+	return nil
 }
 
 // spec translates the configuration.
@@ -279,6 +331,9 @@ func (m *machine) stop(ctx context.Context) error {
 			return fmt.Errorf("end QEMU: %w", err) // the record stays, for Cleanup
 		}
 	}
+	m.mu.Lock()
+	m.ended = true
+	m.mu.Unlock()
 	if err := waitFor(ctx, &m.tasks); err != nil {
 		return fmt.Errorf("goroutines of the virtual machine: %w", err)
 	}

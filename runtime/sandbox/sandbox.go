@@ -20,8 +20,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/erofsvm/erofsvm/agentclient"
 	"github.com/erofsvm/erofsvm/configs"
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/runtime/stdio"
@@ -30,13 +30,22 @@ import (
 // statusKilled is the exit status of a process whose VM is gone: 128 + SIGKILL.
 const statusKilled = 128 + int(syscall.SIGKILL)
 
+// statusNever is that of an exec that never ran: its start failed, or nobody
+// started it.
+const statusNever = 255
+
 // Sink takes the events of a sandbox, in their order and each of them once.
 // Its methods are called with locks held: they must not wait and must not call
-// the sandbox.
+// the sandbox. exec is "" for a container's own process.
 type Sink interface {
 	Created(req *CreateRequest, pid int)
 	Started(id string, pid int)
-	Exited(id string, pid int, exit Exit)
+	ExecAdded(id, exec string)
+	ExecStarted(id, exec string, pid int)
+	OOM(id string)
+	Paused(id string)
+	Resumed(id string)
+	Exited(id, exec string, pid int, exit Exit)
 	Deleted(id string, pid int, exit Exit)
 }
 
@@ -54,7 +63,9 @@ type CreateRequest struct {
 type Sandbox struct {
 	namespace string
 	sink      Sink
+	remote    stdio.Remote
 	log       *log.Entry
+	start     startVM
 
 	mu         sync.Mutex
 	containers map[string]*container
@@ -62,145 +73,128 @@ type Sandbox struct {
 	serial     int      // numbers containers and disks, never reused
 }
 
-// New returns a sandbox without a VM; the first Create boots it.
-func New(namespace string, sink Sink, logger *log.Entry) *Sandbox {
-	return &Sandbox{namespace: namespace, sink: sink, log: logger, containers: map[string]*container{}}
+// New returns a sandbox without a VM; the first Create boots it. remote has the
+// streams that clients open to the shim, and may be nil.
+func New(namespace string, sink Sink, remote stdio.Remote, logger *log.Entry) *Sandbox {
+	return &Sandbox{
+		namespace: namespace, sink: sink, remote: remote, log: logger, start: startQEMU,
+		containers: map[string]*container{},
+	}
 }
 
-// Start lets the process of a created container run.
-func (s *Sandbox) Start(ctx context.Context, id string) (pid int, err error) {
-	c, m, err := s.find(id)
+// Start lets the process of a created container run, or starts an exec that was
+// added to one.
+func (s *Sandbox) Start(ctx context.Context, id, exec string) (pid int, err error) {
+	p, m, err := s.find(id, exec)
 	if err != nil {
 		return 0, err
 	}
-	if err := c.beginStart(); err != nil {
+	if err := p.beginStart(); err != nil {
 		return 0, err
 	}
 	pid = m.pid()
+	if exec != "" {
+		return pid, s.startExec(ctx, p, m)
+	}
 	begun := time.Now()
 	err = m.agent.StartContainer(ctx, id)
 	m.trace.phase("container start", begun)
-	c.endStart(err == nil, func() { s.sink.Started(id, pid) }, s.exitOf(c, m))
+	p.endStart(err == nil, func() { s.sink.Started(id, pid) }, s.exitOf(p, m))
 	if err != nil {
-		s.reap(ctx, c, m)
-		return 0, fmt.Errorf("start container %s: %w", id, err)
+		s.reap(ctx, p, m)
+		return 0, fmt.Errorf("start %s: %w", p, err)
+	}
+	if err := s.runHooks(ctx, p.c, m, p.c.hooks.Poststart, specs.StateRunning); err != nil {
+		s.log.WithError(err).Warnf("poststart of %s", p)
 	}
 	return pid, nil
 }
 
-// reap makes sure that a container whose start failed comes to its end, so
-// that it can be deleted.
-func (s *Sandbox) reap(ctx context.Context, c *container, m *machine) {
+// reap makes sure that a process of which nobody wants to know any more comes to
+// its end.
+func (s *Sandbox) reap(ctx context.Context, p *process, m *machine) {
 	ctx = context.WithoutCancel(ctx)
-	err := m.agent.SignalProcess(ctx, agentclient.Process{Container: c.id}, syscall.SIGKILL)
+	err := m.agent.SignalProcess(ctx, p.ref(), syscall.SIGKILL)
 	if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
-		s.log.WithError(err).Warnf("kill container %s after its start failed", c.id)
+		s.log.WithError(err).Warnf("kill %s", p)
 	}
 }
 
-// Kill sends a signal to the container's process, SIGKILL to all of its
-// processes, and ends the VM if its agent does not answer to that. A container that is being created is given up instead.
-func (s *Sandbox) Kill(ctx context.Context, id string, sig syscall.Signal) error {
-	c, m, err := s.find(id)
-	if err != nil {
-		return err
-	}
-	switch state, _ := c.current(); state {
-	case Creating:
-		c.abandon()
-		return nil
-	case Stopped, Deleted:
-		return fmt.Errorf("container %s: process already finished: %w", id, errdefs.ErrNotFound)
-	}
-	err = m.agent.SignalProcess(ctx, agentclient.Process{Container: id}, sig)
-	if err != nil && sig == syscall.SIGKILL && ctx.Err() == nil && unanswered(err) {
-		// Whoever sends SIGKILL wants an end. A guest that does not answer
-		// gets it as a whole.
-		m.abort(err)
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("signal container %s: %w", id, err)
-	}
-	return nil
-}
-
-// unanswered says whether a call failed because the agent gave no answer.
-func unanswered(err error) bool {
-	return errors.Is(err, agentclient.ErrConnection) || errors.Is(err, context.DeadlineExceeded)
-}
-
-// Wait waits until the container has stopped and its output is handed over.
-func (s *Sandbox) Wait(ctx context.Context, id string) (Exit, error) {
-	c, _, err := s.find(id)
+// Wait waits until a process has stopped and its output is handed over.
+func (s *Sandbox) Wait(ctx context.Context, id, exec string) (Exit, error) {
+	p, _, err := s.find(id, exec)
 	if err != nil {
 		return Exit{}, err
 	}
 	select {
-	case <-c.exited:
-		_, exit := c.current()
+	case <-p.exited:
+		_, exit := p.current()
 		return exit, nil
 	case <-ctx.Done():
-		return Exit{}, fmt.Errorf("wait for container %s: %w", id, ctx.Err())
+		return Exit{}, fmt.Errorf("wait for %s: %w", p, ctx.Err())
 	}
 }
 
-// Info describes a container.
-func (s *Sandbox) Info(id string) (Info, error) {
-	c, m, err := s.find(id)
+// Info describes a process.
+func (s *Sandbox) Info(id, exec string) (Info, error) {
+	p, m, err := s.find(id, exec)
 	if err != nil {
 		return Info{}, err
 	}
-	state, exit := c.current()
-	return Info{ID: c.id, Bundle: c.bundle, State: state, Pid: m.pid(), Streams: c.streams, Exit: exit}, nil
+	info := p.info(m)
+	info.State, info.Exit = p.seen()
+	return info, nil
 }
 
-// CloseStdin tells the container's process that no more input comes, once
-// what was written before is read.
-func (s *Sandbox) CloseStdin(id string) error {
-	c, _, err := s.find(id)
-	if err != nil {
-		return err
-	}
-	if streams := c.stdio(); streams != nil {
-		streams.CloseStdin()
-	}
-	return nil
+func (p *process) info(m *machine) Info {
+	return Info{ID: p.c.id, Bundle: p.c.bundle, Exec: p.exec, Pid: m.pid(), Streams: p.streams}
 }
 
 // Delete removes a container that has stopped, or was never started, and the
 // VM with the last one. One that is being created, by a client that has gone
-// away, is given up: the error is then of class errdefs.ErrNotFound.
-func (s *Sandbox) Delete(ctx context.Context, id string) (Info, error) {
-	c, m, err := s.find(id)
+// away, is given up: the error is then of class errdefs.ErrNotFound. Of an exec
+// that has stopped, or was never started, it removes what is known.
+func (s *Sandbox) Delete(ctx context.Context, id, exec string) (Info, error) {
+	p, m, err := s.find(id, exec)
 	if err != nil {
 		return Info{}, err
 	}
-	switch state, _ := c.current(); state {
-	case Creating:
-		return Info{}, c.giveUp(ctx)
-	case Created:
-		if err := s.kill(ctx, c, m); err != nil {
-			return Info{}, err
+	if exec == "" {
+		switch state, _ := p.current(); state {
+		case Creating:
+			return Info{}, p.c.giveUp(ctx)
+		case Created:
+			if err := s.kill(ctx, p, m); err != nil {
+				return Info{}, err
+			}
 		}
 	}
-	if err := c.beginDelete(); err != nil {
+	if err := p.beginDelete(); err != nil {
 		return Info{}, err
 	}
-	info := Info{ID: id, Bundle: c.bundle, State: Deleted, Pid: m.pid(), Streams: c.streams}
-	_, info.Exit = c.current()
-	s.dismantle(ctx, c, m)
-	c.endDelete()
+	info := p.info(m)
+	info.State = Deleted
+	_, info.Exit = p.current()
+	if exec != "" {
+		p.closeStdio()
+		p.endDelete()
+		return info, nil
+	}
+	s.dismantle(ctx, p.c, m)
+	p.endDelete()
+	if err := s.runHooks(ctx, p.c, m, p.c.hooks.Poststop, specs.StateStopped); err != nil {
+		s.log.WithError(err).Warnf("poststop of %s", p)
+	}
 	s.sink.Deleted(id, info.Pid, info.Exit)
 	return info, nil
 }
 
-func (s *Sandbox) kill(ctx context.Context, c *container, m *machine) error {
-	s.reap(ctx, c, m)
+func (s *Sandbox) kill(ctx context.Context, p *process, m *machine) error {
+	s.reap(ctx, p, m)
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Stop.Std())
 	defer cancel()
-	if _, err := s.Wait(ctx, c.id); err != nil {
-		return fmt.Errorf("container %s does not end: %w", c.id, err)
+	if _, err := s.Wait(ctx, p.c.id, p.exec); err != nil {
+		return fmt.Errorf("%s does not end: %w", p, err)
 	}
 	return nil
 }
@@ -238,37 +232,60 @@ func (s *Sandbox) Close(ctx context.Context) error {
 	return m.stop(ctx)
 }
 
-func (s *Sandbox) find(id string) (*container, *machine, error) {
+// find returns a process, "" for the container's own, with its VM.
+func (s *Sandbox) find(id, exec string) (*process, *machine, error) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	c, ok := s.containers[id]
-	if !ok || s.machine == nil {
+	m := s.machine
+	s.mu.Unlock()
+	if !ok || m == nil {
 		return nil, nil, fmt.Errorf("container %s: %w", id, errdefs.ErrNotFound)
 	}
-	return c, s.machine, nil
+	p, err := c.process(exec)
+	return p, m, err
 }
 
-// watch waits for the end of a container's process and hands over its output
-// before it tells anyone.
-func (s *Sandbox) watch(c *container, m *machine) {
-	status, err := m.agent.WaitProcess(m.ctx, agentclient.Process{Container: c.id})
+// findCreated is find for what needs the agent: a container that it has.
+func (s *Sandbox) findCreated(id, exec string) (*process, *machine, error) {
+	p, m, err := s.find(id, exec)
+	if err != nil {
+		return nil, nil, err
+	}
+	if state, _ := p.c.init.current(); state == Creating {
+		return nil, nil, fmt.Errorf("container %s is %s: %w", id, state, errdefs.ErrFailedPrecondition)
+	}
+	return p, m, nil
+}
+
+// watch waits for the end of a process and hands over its output before it tells
+// anyone. The end of a container's own process is that of its execs, and is told
+// after theirs.
+func (s *Sandbox) watch(p *process, m *machine) {
+	status, err := m.agent.WaitProcess(m.ctx, p.ref())
 	at := time.Now()
 	if err != nil {
 		if m.ctx.Err() == nil {
-			s.log.WithError(err).Errorf("wait for container %s; its virtual machine is ended", c.id)
+			s.log.WithError(err).Errorf("wait for %s; its virtual machine is ended", p)
 		}
-		// Whoever ended the VM, or will, ends the container.
-		m.abort(fmt.Errorf("wait for container %s: %w", c.id, err))
+		m.abort(fmt.Errorf("wait for %s: %w", p, err))
+		<-m.ctx.Done()
+		s.lost(p.c, m)
 		return
 	}
-	if err := c.stdio().Drain(m.cfg.Deadlines.Drain.Std()); err != nil {
-		s.log.WithError(err).Warnf("container %s", c.id)
+	if p.exec == "" {
+		s.endExecs(p.c, m)
 	}
-	c.ended(Exit{Status: status, At: at}, s.exitOf(c, m))
+	if err := p.stdio().Drain(m.cfg.Deadlines.Drain.Std()); err != nil {
+		s.log.WithError(err).Warnf("%s", p)
+	}
+	if p.exec == "" || status == statusKilled {
+		s.checkOOM(p.c, m)
+	}
+	p.ended(Exit{Status: status, At: at}, s.exitOf(p, m))
 }
 
-func (s *Sandbox) exitOf(c *container, m *machine) func(Exit) {
-	return func(e Exit) { s.sink.Exited(c.id, m.pid(), e) }
+func (s *Sandbox) exitOf(p *process, m *machine) func(Exit) {
+	return func(e Exit) { s.sink.Exited(p.c.id, p.exec, m.pid(), e) }
 }
 
 // died ends everything that ran in a VM that is gone.
@@ -282,11 +299,22 @@ func (s *Sandbox) died(m *machine) {
 	}
 	s.mu.Unlock()
 	for _, c := range all {
-		if state, _ := c.current(); state == Creating {
+		if state, _ := c.init.current(); state == Creating {
 			continue // Create sees it by itself
 		}
-		c.stdio().Close()
-		c.ended(Exit{Status: statusKilled, At: time.Now()}, s.exitOf(c, m))
+		s.lost(c, m)
+	}
+}
+
+// lost ends the processes of a container whose VM is gone, its own one last. It
+// may be called more than once and at the same time.
+func (s *Sandbox) lost(c *container, m *machine) {
+	c.abandonExecs()
+	for _, p := range c.all() {
+		if streams := p.stdio(); streams != nil {
+			streams.Abort()
+		}
+		p.ended(Exit{Status: statusKilled, At: time.Now()}, s.exitOf(p, m))
 	}
 }
 
@@ -299,10 +327,14 @@ func (s *Sandbox) dismantle(ctx context.Context, c *container, m *machine) {
 	ctx = context.WithoutCancel(ctx)
 	defer close(c.gone)
 	logger := s.log.WithField("container", c.id)
-	if streams := c.stdio(); streams != nil {
-		streams.Close()
+	c.abandonExecs()
+	for _, p := range c.all() {
+		p.closeStdio()
 	}
 	if c.inGuest && m.alive() {
+		if state, _ := c.init.current(); state == Creating {
+			s.endCreated(ctx, c, m)
+		}
 		// This also writes the upper back: it is not for the VM's end to do.
 		if err := m.agent.RemoveContainer(ctx, c.id); err != nil && !errdefs.IsNotFound(err) {
 			logger.WithError(err).Warn("remove container in the guest")
@@ -319,6 +351,17 @@ func (s *Sandbox) dismantle(ctx context.Context, c *container, m *machine) {
 	}
 	if err := c.removeDir(); err != nil {
 		logger.WithError(err).Warn("remove the container's directory")
+	}
+}
+
+// endCreated ends the process of a container whose creation failed after the
+// guest had made it.
+func (s *Sandbox) endCreated(ctx context.Context, c *container, m *machine) {
+	s.reap(ctx, c.init, m)
+	ctx, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Stop.Std())
+	defer cancel()
+	if _, err := m.agent.WaitProcess(ctx, c.init.ref()); err != nil && !errdefs.IsNotFound(err) {
+		s.log.WithError(err).Warnf("end %s", c.init)
 	}
 }
 

@@ -51,9 +51,10 @@ func runtimeFeatures() features.Features {
 		OCIVersionMin: "1.0.0",
 		OCIVersionMax: "1.3.0",
 		MountOptions: []string{
-			"async", "atime", "defaults", "dev", "diratime", "dirsync", "exec", "mand", "noatime", "nodev",
-			"nodiratime", "noexec", "nomand", "norelatime", "nostrictatime", "nosuid", "relatime", "remount",
-			"ro", "rw", "strictatime", "suid", "sync",
+			"async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "mand", "noatime", "nodev",
+			"nodiratime", "noexec", "nomand", "norelatime", "nostrictatime", "nosuid", "private", "rbind", "relatime",
+			"remount", "ro", "rprivate", "rshared", "rslave", "runbindable", "rw", "shared", "slave", "strictatime",
+			"suid", "sync", "unbindable",
 		},
 		Linux: &features.Linux{
 			Namespaces: []string{"cgroup", "ipc", "mount", "network", "pid", "uts"},

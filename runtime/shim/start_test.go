@@ -173,8 +173,8 @@ func checkServes(t *testing.T, path string) {
 	if _, err := service.State(ctx, &task.StateRequest{ID: "nobody"}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
 		t.Errorf("State of an unknown task: %v", err)
 	}
-	if _, err := service.Stats(ctx, &task.StatsRequest{ID: "nobody"}); !errdefs.IsNotImplemented(errgrpc.ToNative(err)) {
-		t.Errorf("Stats: %v", err)
+	if _, err := service.Checkpoint(ctx, &task.CheckpointTaskRequest{ID: "nobody"}); !errdefs.IsNotImplemented(errgrpc.ToNative(err)) {
+		t.Errorf("Checkpoint: %v", err)
 	}
 	pidfd, err := unix.PidfdOpen(int(who.ShimPid), 0)
 	if err != nil {

@@ -1,10 +1,12 @@
-// Package stdio carries the streams of one process between the fifos that
-// containerd made on the host and a process in the guest.
+// Package stdio carries the streams of one process between the places on the
+// host that containerd names and a process in the guest.
 //
-// An IO owns the fifo ends that it opened and one goroutine per stream; Close
-// ends them all. Methods may be called from any goroutine. The package knows
-// neither the agent's protocol nor containerd's API: the guest's side is the
-// Guest interface, the host's side three paths.
+// An IO owns the fifo ends and files that it opened, the logging program that
+// it started, and one goroutine per stream; Close ends them all. Methods may be
+// called from any goroutine. The package knows neither the agent's protocol nor
+// containerd's API: the guest's side is the Guest interface, the host's side
+// three places, and streams that clients open to the shim the Remote interface.
+// It holds one buffer for each stream and nothing else of what passes.
 package stdio
 
 import (
@@ -12,38 +14,76 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/url"
-	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/containerd/errdefs"
-	"github.com/containerd/fifo"
-	"golang.org/x/sys/unix"
 )
 
 // chunk is how much is asked of the guest at once. The default capacity of a
 // pipe is 64 KiB, so more would only wait in the shim's memory.
 const chunk = 64 << 10
 
+// quiet is how long the output of a process that has ended must have nothing
+// more, although somebody still has it open, to count as handed over. A process
+// that the ended one left behind may write to it for as long as it likes.
+const quiet = 2 * time.Second
+
 // ErrStuck is returned by Drain when nobody reads the output that is left.
 var ErrStuck = errors.New("output was not taken")
 
-// Paths are the streams' places on the host as containerd names them: a fifo,
-// or empty for a stream that nobody wants.
+// Paths are the streams' places on the host as containerd names them: empty for
+// a stream that nobody wants, or
+//
+//	/path, fifo:///path        a fifo, or for an output a file that exists
+//	file:///path               a file that output is appended to
+//	binary:///path?arg=value   a logging program, for outputs (see logger)
+//	ttrpc+unix://…?streaming_id=id   a stream that a client opens to the shim
 type Paths struct {
 	Stdin, Stdout, Stderr string
 	Terminal              bool // Stdout carries both outputs, Stderr is not used
 }
 
 // Guest is the process's side. Reads return io.EOF after the last byte; any
-// other error ends the stream too.
+// other error ends the stream too. WriteStdin returns an error that wraps
+// ErrNoReader when the process takes no more.
 type Guest interface {
 	ReadStdout(ctx context.Context, buf []byte) (int, error)
 	ReadStderr(ctx context.Context, buf []byte) (int, error)
 	WriteStdin(ctx context.Context, data []byte) (int, error)
 	CloseStdin(ctx context.Context) error
+}
+
+// ErrNoReader is wrapped by WriteStdin of a Guest when the process has closed
+// its input or has ended. It is no fault.
+var ErrNoReader = errors.New("the process takes no more input")
+
+// Options are what Open has to know besides the places.
+type Options struct {
+	// ID and Namespace are those of the container, for logging programs.
+	ID, Namespace string
+	// Deadline bounds the start of a logging program.
+	Deadline time.Duration
+	// Remote has the streams that clients open to the shim; nil if there can
+	// be none.
+	Remote Remote
+	// Warn is called, from any goroutine, with errors that concern nobody but
+	// the log.
+	Warn func(error)
+}
+
+// Remote finds the streams that clients open to the shim, by their ids.
+type Remote interface {
+	Claim(id string) (RemoteStream, error)
+}
+
+// RemoteStream is a stream that clients open to the shim. It lasts until Close.
+type RemoteStream interface {
+	Read(ctx context.Context, buf []byte) (int, error)
+	Write(ctx context.Context, data []byte) (int, error)
+	// Finish makes Read return io.EOF when the client has no more.
+	Finish()
+	Close()
 }
 
 // IO is the streams of one process.
@@ -52,90 +92,75 @@ type IO struct {
 	cancel context.CancelFunc
 	warn   func(error)
 
-	stdin   *os.File // read end
-	keep    *os.File // write end of stdin, so that a client can come back
-	keepMu  sync.Mutex
-	outputs []output
+	stdin   input    // nil if there is none
+	outputs []output // none of them nil
+	closers []func() // what Open made, undone in reverse
 
 	moved   atomic.Int64 // bytes handed over, to see progress
+	asking  atomic.Int32 // outputs that wait for the guest
+	copying atomic.Int32 // outputs that have not ended
 	copiers sync.WaitGroup
 	drained chan struct{} // closed when every output has ended
+
+	closing sync.Once
+	mu      sync.Mutex
+	closed  bool // Start comes too late
 }
 
+// input is the host's side of a standard input.
+type input interface {
+	// read returns io.EOF when no more comes.
+	read(ctx context.Context, buf []byte) (int, error)
+	// finish says that no client is to come any more. It may be called more
+	// than once, and does not wait.
+	finish()
+}
+
+// output is the host's side of an output.
 type output struct {
-	path string
+	name string // for the log
+	// open waits until somebody takes what is written, where that is so.
+	open func(context.Context) (io.WriteCloser, error)
 	read func(Guest, context.Context, []byte) (int, error)
 }
 
-// Open checks the paths and opens what can be opened without waiting for the
-// other end. warn is called, from any goroutine, with errors that concern
-// nobody but the log. The caller must Close the IO.
-func Open(p Paths, warn func(error)) (*IO, error) {
-	ctx, cancel := context.WithCancel(context.Background())
-	s := &IO{ctx: ctx, cancel: cancel, warn: warn, drained: make(chan struct{})}
-	s.outputs = []output{{path: p.Stdout, read: Guest.ReadStdout}}
-	if !p.Terminal {
-		s.outputs = append(s.outputs, output{path: p.Stderr, read: Guest.ReadStderr})
-	}
-	for _, o := range s.outputs {
-		if err := checkFifo(o.path); err != nil {
-			cancel()
-			return nil, fmt.Errorf("output: %w", err)
+// Open checks the places and opens what can be opened without waiting for the
+// other end. ctx bounds it and nothing later. The caller must Close the IO.
+func Open(ctx context.Context, p Paths, o Options) (_ *IO, err error) {
+	life, cancel := context.WithCancel(context.Background())
+	s := &IO{ctx: life, cancel: cancel, warn: o.Warn, drained: make(chan struct{})}
+	defer func() {
+		if err != nil {
+			s.Close()
 		}
-	}
-	if err := s.openStdin(p.Stdin); err != nil {
-		cancel()
+	}()
+	if s.stdin, err = s.openInput(p.Stdin, o); err != nil {
 		return nil, fmt.Errorf("stdin: %w", err)
+	}
+	if err := s.openOutputs(ctx, p, o); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
 
-// openStdin holds a write end as well: otherwise a client that goes away
-// without CloseIO would end the stream for the one that attaches next.
-func (s *IO) openStdin(path string) error {
-	if path == "" {
-		return nil
-	}
-	if err := checkFifo(path); err != nil {
-		return err
-	}
-	r, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return err
-	}
-	w, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		r.Close()
-		return err
-	}
-	s.stdin, s.keep = r, w
-	return nil
-}
-
-func checkFifo(path string) error {
-	if path == "" {
-		return nil
-	}
-	if u, err := url.Parse(path); err == nil && u.Scheme != "" && u.Scheme != "fifo" {
-		return fmt.Errorf("%s: streams to %s:// are not supported yet, use a fifo: %w", path, u.Scheme, errdefs.ErrNotImplemented)
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	if info.Mode()&os.ModeNamedPipe == 0 {
-		return fmt.Errorf("%s is not a fifo: %w", path, errdefs.ErrInvalidArgument)
-	}
-	return nil
-}
+func (s *IO) onClose(f func()) { s.closers = append(s.closers, f) }
 
 // Start begins to carry the streams. It is called once, when the guest has the
-// process, and does not wait.
+// process, and does not wait. After Close it does nothing.
 func (s *IO) Start(g Guest) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
 	s.copiers.Go(func() { s.copyIn(g) })
+	s.copying.Store(int32(len(s.outputs)))
 	var outputs sync.WaitGroup
 	for _, o := range s.outputs {
-		outputs.Go(func() { s.copyOut(g, o) })
+		outputs.Go(func() {
+			s.copyOut(g, o)
+			s.copying.Add(-1)
+		})
 	}
 	s.copiers.Go(func() {
 		outputs.Wait()
@@ -143,60 +168,76 @@ func (s *IO) Start(g Guest) {
 	})
 }
 
-// CloseStdin drops the shim's own write end: the process reads end of file when
-// the client has closed its end too and everything before it is read. It may be
-// called more than once.
+// CloseStdin says that no client is to come any more: the process reads end of
+// file when the one of the moment has closed its end too and everything before
+// it is read. It may be called more than once.
 func (s *IO) CloseStdin() {
-	s.keepMu.Lock()
-	defer s.keepMu.Unlock()
-	if s.keep != nil {
-		s.keep.Close()
-		s.keep = nil
+	if s.stdin != nil {
+		s.stdin.finish()
 	}
 }
 
-// Drain waits until every byte of output has been handed over. It gives up, with
-// ErrStuck, when nothing has moved for the duration stuck. It is called after
-// the process has exited and after Start.
+// Drain waits until every byte of output has been handed over: until the
+// outputs have ended, or have been silent for a while with nothing on the way,
+// since others than the process have them open. It gives up, with ErrStuck,
+// when nothing has moved for the duration stuck although something is there. It
+// is called after the process has exited and after Start.
 func (s *IO) Drain(stuck time.Duration) error {
-	timer := time.NewTimer(stuck)
-	defer timer.Stop()
-	last := s.moved.Load()
+	const looks = 4 // per shortest wait
+	ticker := time.NewTicker(min(quiet, stuck) / looks)
+	defer ticker.Stop()
+	last, since := s.moved.Load(), time.Now()
 	for {
 		select {
 		case <-s.drained:
 			return nil
-		case <-timer.C:
-			now := s.moved.Load()
-			if now == last {
+		case now := <-ticker.C:
+			// Asked first: what it reads moves afterwards.
+			silent := s.asking.Load() == s.copying.Load()
+			moved := s.moved.Load()
+			switch {
+			case moved != last:
+				last, since = moved, now
+			case silent && now.Sub(since) >= quiet:
+				return nil
+			case !silent && now.Sub(since) >= stuck:
 				return fmt.Errorf("%w for %s", ErrStuck, stuck)
 			}
-			last = now
-			timer.Reset(stuck)
 		}
 	}
 }
 
-// Close ends every stream at once and waits until its goroutines are gone. It
-// may be called more than once.
+// Abort ends every stream at once and waits for nothing. Close must follow.
+func (s *IO) Abort() { s.cancel() }
+
+// Close ends every stream at once and waits until its goroutines are gone, and
+// the logging program, which has a while to end by itself. It may be called more
+// than once.
 func (s *IO) Close() {
-	s.cancel()
-	s.CloseStdin()
-	if s.stdin != nil {
-		s.stdin.Close()
-	}
-	s.copiers.Wait()
+	s.closing.Do(func() {
+		s.mu.Lock()
+		s.closed = true
+		s.mu.Unlock()
+		s.cancel()
+		s.CloseStdin()
+		for _, f := range slices.Backward(s.closers) {
+			f()
+		}
+		s.copiers.Wait()
+	})
 }
 
 func (s *IO) copyIn(g Guest) {
 	if s.stdin != nil {
 		buf := make([]byte, chunk)
 		for {
-			n, err := s.stdin.Read(buf)
+			n, err := s.stdin.read(s.ctx, buf)
 			if n > 0 {
 				if _, werr := g.WriteStdin(s.ctx, buf[:n]); werr != nil {
-					s.complain("stdin", werr)
-					return // the process has closed it, or is gone
+					if !errors.Is(werr, ErrNoReader) {
+						s.complain("stdin", werr)
+					}
+					return
 				}
 			}
 			if err != nil {
@@ -205,7 +246,7 @@ func (s *IO) copyIn(g Guest) {
 		}
 	}
 	if s.ctx.Err() == nil {
-		if err := g.CloseStdin(s.ctx); err != nil {
+		if err := g.CloseStdin(s.ctx); err != nil && !errors.Is(err, ErrNoReader) {
 			s.complain("close stdin", err)
 		}
 	}
@@ -214,18 +255,20 @@ func (s *IO) copyIn(g Guest) {
 // copyOut reads the guest's stream to its end whatever becomes of the reader
 // on the host: a process must not block because nobody looks.
 func (s *IO) copyOut(g Guest, o output) {
-	w, err := s.openOutput(o.path)
+	w, err := o.open(s.ctx)
 	if err != nil {
-		s.complain(o.path, err)
+		s.complain(o.name, err)
 		w = discard{}
 	}
-	defer w.Close()
+	defer func() { w.Close() }()
 	buf := make([]byte, chunk)
 	for {
+		s.asking.Add(1)
 		n, err := o.read(g, s.ctx, buf)
+		s.asking.Add(-1)
 		if n > 0 {
 			if _, werr := w.Write(buf[:n]); werr != nil {
-				s.complain(o.path, werr)
+				s.complain(o.name, werr)
 				w.Close()
 				w = discard{}
 			}
@@ -233,7 +276,7 @@ func (s *IO) copyOut(g Guest, o output) {
 		}
 		if err != nil {
 			if !errors.Is(err, io.EOF) {
-				s.complain(o.path, err)
+				s.complain(o.name, err)
 			}
 			return
 		}
@@ -244,48 +287,6 @@ func (s *IO) complain(stream string, err error) {
 	if s.ctx.Err() == nil {
 		s.warn(fmt.Errorf("stream %s: %w", stream, err))
 	}
-}
-
-// openOutput waits for a reader, as closing a fifo that nobody has opened yet
-// would lose what was written to it. The read end that it holds besides keeps
-// the stream open while a client detaches and another attaches.
-func (s *IO) openOutput(path string) (io.WriteCloser, error) {
-	if path == "" {
-		return discard{}, nil
-	}
-	w, err := fifo.OpenFifo(s.ctx, path, unix.O_WRONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	r, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		w.Close()
-		return nil, err
-	}
-	p := &pipe{w: w, r: r}
-	p.stop = context.AfterFunc(s.ctx, p.closeBoth) // unblocks a Write
-	return p, nil
-}
-
-type pipe struct {
-	w, r interface{ Close() error }
-	once sync.Once
-	stop func() bool
-}
-
-func (p *pipe) Write(b []byte) (int, error) { return p.w.(io.Writer).Write(b) }
-
-func (p *pipe) Close() error {
-	p.stop()
-	p.closeBoth()
-	return nil
-}
-
-func (p *pipe) closeBoth() {
-	p.once.Do(func() {
-		p.w.Close()
-		p.r.Close()
-	})
 }
 
 type discard struct{}

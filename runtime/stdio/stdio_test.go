@@ -88,12 +88,16 @@ func mkfifo(t *testing.T, name string) string {
 
 func open(t *testing.T, p Paths) *IO {
 	t.Helper()
-	s, err := Open(p, func(err error) { t.Log(err) })
+	s, err := Open(t.Context(), p, testOptions(t))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
 	return s
+}
+
+func testOptions(t *testing.T) Options {
+	return Options{ID: "c1", Namespace: "ns", Deadline: 20 * time.Second, Warn: func(err error) { t.Log(err) }}
 }
 
 // readAll reads a fifo to its end in the background.
@@ -260,8 +264,9 @@ func TestCloseEndsEverythingAtOnce(t *testing.T) {
 	receive(t, done)
 }
 
-func TestPathsThatAreNoFifosAreRefused(t *testing.T) {
-	file := filepath.Join(t.TempDir(), "file")
+func TestPlacesThatCannotBeAreRefused(t *testing.T) {
+	dir := t.TempDir()
+	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -269,17 +274,198 @@ func TestPathsThatAreNoFifosAreRefused(t *testing.T) {
 		paths Paths
 		is    func(error) bool
 	}{
-		{Paths{Stdout: file}, errdefs.IsInvalidArgument},
-		{Paths{Stdout: "binary:///usr/bin/logger"}, errdefs.IsNotImplemented},
-		{Paths{Stderr: "file:///var/log/x"}, errdefs.IsNotImplemented},
+		{Paths{Stdout: dir}, errdefs.IsInvalidArgument},
+		{Paths{Stdout: "relative"}, errdefs.IsNotImplemented},
+		{Paths{Stdout: "http://host/log"}, errdefs.IsNotImplemented},
+		{Paths{Stderr: "file://host/log"}, errdefs.IsInvalidArgument},
+		{Paths{Stderr: "file:///a/../b"}, errdefs.IsInvalidArgument},
+		{Paths{Stdout: "binary://relative"}, errdefs.IsInvalidArgument},
+		{Paths{Stdout: "binary:///nowhere/logger"}, func(err error) bool { return errors.Is(err, os.ErrNotExist) }},
 		{Paths{Stdout: "/nowhere/fifo"}, func(err error) bool { return errors.Is(err, os.ErrNotExist) }},
+		{Paths{Stdout: "ttrpc+unix:///s"}, errdefs.IsInvalidArgument},
+		{Paths{Stdout: "ttrpc+unix:///s?streaming_id=x"}, errdefs.IsNotImplemented}, // without Remote
 		{Paths{Stdin: file}, errdefs.IsInvalidArgument},
+		{Paths{Stdin: "file://" + file}, errdefs.IsInvalidArgument},
 	} {
-		if s, err := Open(tc.paths, func(error) {}); err == nil || !tc.is(err) {
+		if s, err := Open(t.Context(), tc.paths, testOptions(t)); err == nil || !tc.is(err) {
 			t.Errorf("%+v: %v", tc.paths, err)
 			if s != nil {
 				s.Close()
 			}
 		}
 	}
+}
+
+func TestTheEndOfTheProcessIsNotHeldUpByWhoIsLeftAndSilent(t *testing.T) {
+	out := filepath.Join(t.TempDir(), "out")
+	s := open(t, Paths{Stdout: "file://" + out, Terminal: true})
+	g := newFakeGuest()
+	s.Start(g)
+	g.stdout.data <- []byte("last words") // and nobody closes it
+	begun := time.Now()
+	if err := s.Drain(time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(begun); took < quiet {
+		t.Errorf("it counted as silent after %s", took)
+	}
+	if data, err := os.ReadFile(out); string(data) != "last words" || err != nil {
+		t.Errorf("%q, %v", data, err)
+	}
+	g.stdout.data <- []byte(", and more") // is still carried
+	close(g.stdout.data)
+	if err := s.Drain(20 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if data, err := os.ReadFile(out); string(data) != "last words, and more" || err != nil {
+		t.Errorf("%q, %v", data, err)
+	}
+}
+
+func TestFilesAreAppendedTo(t *testing.T) {
+	dir := t.TempDir()
+	existing := filepath.Join(dir, "existing")
+	if err := os.WriteFile(existing, []byte("before\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct{ out, err, file, want string }{
+		{"file://" + dir + "/new/file", "", dir + "/new/file", "out\n"},
+		{existing, "", existing, "before\nout\n"},
+		{"file://" + existing, "file://" + existing, existing, "before\nout\nout\nerr\n"},
+		{"/dev/null", "file://" + dir + "/err", dir + "/err", "err\n"},
+	} {
+		s := open(t, Paths{Stdout: tc.out, Stderr: tc.err})
+		g := newFakeGuest()
+		s.Start(g)
+		g.stdout.data <- []byte("out\n")
+		close(g.stdout.data)
+		waitMoved(t, s, 4)
+		g.stderr.data <- []byte("err\n")
+		close(g.stderr.data)
+		if err := s.Drain(20 * time.Second); err != nil {
+			t.Fatal(err)
+		}
+		s.Close()
+		if data, err := os.ReadFile(tc.file); string(data) != tc.want || err != nil {
+			t.Errorf("%s, %s: %q, %v", tc.out, tc.err, data, err)
+		}
+	}
+}
+
+// waitMoved waits until so many bytes were handed over.
+func waitMoved(t *testing.T, s *IO, n int64) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); s.moved.Load() < n; {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-time.After(time.Until(end)):
+			t.Fatalf("%d bytes of %d within 20 s", s.moved.Load(), n)
+		}
+	}
+}
+
+// fakeRemote is streams that clients open to the shim, each a pair of channels.
+type fakeRemote map[string]*fakeStream
+
+type fakeStream struct {
+	in       chan []byte
+	out      bytes.Buffer
+	finished chan struct{}
+	closed   bool
+}
+
+func (r fakeRemote) Claim(id string) (RemoteStream, error) {
+	if s, ok := r[id]; ok {
+		return s, nil
+	}
+	return nil, errdefs.ErrNotFound
+}
+
+func (s *fakeStream) Read(ctx context.Context, buf []byte) (int, error) {
+	select {
+	case data := <-s.in:
+		return copy(buf, data), nil
+	case <-s.finished:
+		return 0, io.EOF
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+func (s *fakeStream) Write(_ context.Context, data []byte) (int, error) { return s.out.Write(data) }
+func (s *fakeStream) Finish() {
+	select {
+	case <-s.finished:
+	default:
+		close(s.finished)
+	}
+}
+func (s *fakeStream) Close() { s.closed = true }
+
+func TestStreamsOfClientsAreCarriedAndClosed(t *testing.T) {
+	in, out := &fakeStream{in: make(chan []byte, 1), finished: make(chan struct{})}, &fakeStream{}
+	o := testOptions(t)
+	o.Remote = fakeRemote{"c-in": in, "c-out": out}
+	s, err := Open(t.Context(), Paths{
+		Stdin: "ttrpc+unix:///run/s.sock?streaming_id=c-in", Stdout: "ttrpc+unix:///run/s.sock?streaming_id=c-out", Terminal: true,
+	}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	g := newFakeGuest()
+	s.Start(g)
+	in.in <- []byte("hello")
+	if got := receive(t, g.stdin.data); string(got) != "hello" {
+		t.Errorf("stdin %q", got)
+	}
+	s.CloseStdin()
+	if got := receive(t, g.stdin.data); got != nil {
+		t.Errorf("stdin has %q after its end", got)
+	}
+	g.stdout.data <- []byte("bye")
+	close(g.stdout.data)
+	if err := s.Drain(20 * time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if out.out.String() != "bye" || !out.closed {
+		t.Errorf("output %q, closed %v", out.out.String(), out.closed)
+	}
+	s.Close()
+	if !in.closed {
+		t.Error("the input is not given back")
+	}
+}
+
+func TestAProcessThatTakesNoInputIsNoFault(t *testing.T) {
+	in := mkfifo(t, "in")
+	o := testOptions(t)
+	o.Warn = func(err error) { t.Errorf("warned: %v", err) }
+	s, err := Open(t.Context(), Paths{Stdin: in, Terminal: true}, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	refused := make(chan struct{})
+	s.Start(deafGuest{newFakeGuest(), refused})
+	w, err := os.OpenFile(in, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if _, err := w.WriteString("hello"); err != nil {
+		t.Fatal(err)
+	}
+	receive(t, refused)
+}
+
+// deafGuest is a fakeGuest that has closed its input.
+type deafGuest struct {
+	*fakeGuest
+	refused chan struct{}
+}
+
+func (g deafGuest) WriteStdin(context.Context, []byte) (int, error) {
+	close(g.refused)
+	return 0, ErrNoReader
 }

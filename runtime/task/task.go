@@ -1,33 +1,43 @@
-// Package task translates containerd's Task service, version 3, to a sandbox
-// and the sandbox's events back.
+// Package task translates containerd's Task service, versions 2 and 3, to a
+// sandbox and the sandbox's events back.
 //
-// A Service owns the sandbox that it makes and nothing else. The ttrpc server
-// calls its methods from any goroutine, several at a time; none of them holds a
-// lock. Errors leave as gRPC status, with the class that the sandbox gave them.
+// A Service owns the sandbox that it makes and the streams that clients open to
+// the shim, and nothing else. The ttrpc server calls its methods from any
+// goroutine, several at a time; none of them holds a lock. Errors leave as gRPC
+// status, with the class that the sandbox gave them.
 package task
 
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"syscall"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
+	"github.com/containerd/typeurl/v2"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/erofsvm/erofsvm/rootfs"
+	"github.com/erofsvm/erofsvm/runtime/guestspec"
+	"github.com/erofsvm/erofsvm/runtime/metrics"
 	"github.com/erofsvm/erofsvm/runtime/sandbox"
 	"github.com/erofsvm/erofsvm/runtime/stdio"
+	"github.com/erofsvm/erofsvm/runtime/streaming"
 )
 
 // Service is the Task service of one shim.
 type Service struct {
 	sandbox *sandbox.Sandbox
+	streams *streaming.Service
+	log     *log.Entry
 	// shutdown ends the shim; it must not wait for the call that calls it.
 	shutdown func()
 }
@@ -38,19 +48,42 @@ var _ taskapi.TTRPCTaskService = (*Service)(nil)
 // containerd's API and must not wait; shutdown is called when containerd has
 // asked for the end and no container is left.
 func New(namespace string, logger *log.Entry, publish func(topic string, event any), shutdown func()) *Service {
+	streams := streaming.New()
 	return &Service{
-		sandbox:  sandbox.New(namespace, events{publish}, logger),
+		sandbox:  sandbox.New(namespace, events{publish}, clientStreams{streams}, logger),
+		streams:  streams,
+		log:      logger,
 		shutdown: shutdown,
 	}
 }
 
-// Register adds the service to a server, before it serves.
+// Register adds the services to a server, before it serves.
 func (s *Service) Register(server *ttrpc.Server) {
 	taskapi.RegisterTTRPCTaskService(server, s)
+	registerV2(server, s)
+	s.streams.Register(server)
+}
+
+// clientStreams are the streams that clients open to the shim, as package stdio
+// sees them.
+type clientStreams struct{ service *streaming.Service }
+
+func (c clientStreams) Claim(id string) (stdio.RemoteStream, error) {
+	stream, err := c.service.Claim(id)
+	if err != nil {
+		return nil, err
+	}
+	return stream, nil
 }
 
 // Close ends the VM and all that runs in it.
 func (s *Service) Close(ctx context.Context) error { return s.sandbox.Close(ctx) }
+
+// begun is the context of an operation that is finished although its caller may
+// go away: a connection that breaks is a containerd that was restarted, and the
+// next one is to find what this one has asked for. Every step has a deadline of
+// its own, and Delete gives up a creation.
+func begun(ctx context.Context) context.Context { return context.WithoutCancel(ctx) }
 
 // Create boots the VM, if it is the first container, and makes the container.
 func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
@@ -73,7 +106,7 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	for _, m := range r.Rootfs {
 		req.Rootfs = append(req.Rootfs, rootfs.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
 	}
-	pid, err := s.sandbox.Create(ctx, req)
+	pid, err := s.sandbox.Create(begun(ctx), req)
 	if err != nil {
 		log.G(ctx).WithError(err).WithField("container", r.ID).Error("create")
 		return nil, toGRPC(err)
@@ -81,30 +114,27 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	return &taskapi.CreateTaskResponse{Pid: uint32(pid)}, nil
 }
 
-// Start lets the container's process run.
+// Start lets the container's process run, or starts an exec.
 func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
-	if err := noExec(r.ExecID); err != nil {
-		return nil, err
-	}
-	pid, err := s.sandbox.Start(ctx, r.ID)
+	pid, err := s.sandbox.Start(begun(ctx), r.ID, r.ExecID)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
 	return &taskapi.StartResponse{Pid: uint32(pid)}, nil
 }
 
-// State describes a container.
+// State describes a process.
 func (s *Service) State(_ context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
-	if err := noExec(r.ExecID); err != nil {
-		return nil, err
-	}
-	info, err := s.sandbox.Info(r.ID)
+	info, err := s.sandbox.Info(r.ID, r.ExecID)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
 	resp := &taskapi.StateResponse{
-		ID: info.ID, Bundle: info.Bundle, Pid: uint32(info.Pid), Status: taskStatus(info.State),
+		ID: info.ID, Bundle: info.Bundle, Pid: uint32(info.Pid), Status: taskStatus(info.State), ExecID: info.Exec,
 		Stdin: info.Streams.Stdin, Stdout: info.Streams.Stdout, Stderr: info.Streams.Stderr, Terminal: info.Streams.Terminal,
+	}
+	if info.Exec != "" {
+		resp.ID = info.Exec // as runc's shim has it
 	}
 	if info.State == sandbox.Stopped {
 		resp.ExitStatus = uint32(info.Exit.Status)
@@ -119,42 +149,32 @@ func taskStatus(s sandbox.State) task.Status {
 		return task.Status_CREATED
 	case sandbox.Running:
 		return task.Status_RUNNING
+	case sandbox.Paused:
+		return task.Status_PAUSED
 	case sandbox.Stopped, sandbox.Deleted:
 		return task.Status_STOPPED
 	}
 	return task.Status_UNKNOWN
 }
 
-// Wait waits until the container has stopped.
+// Wait waits until a process has stopped.
 func (s *Service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
-	if err := noExec(r.ExecID); err != nil {
-		return nil, err
-	}
-	exit, err := s.sandbox.Wait(ctx, r.ID)
+	exit, err := s.sandbox.Wait(ctx, r.ID, r.ExecID)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
 	return &taskapi.WaitResponse{ExitStatus: uint32(exit.Status), ExitedAt: timestamppb.New(exit.At)}, nil
 }
 
-// Kill signals the container's process. SIGKILL reaches all of its processes,
-// with All or without: its init is the PID 1 of a namespace.
+// Kill signals a process. SIGKILL to a container reaches all of its processes,
+// with All or without.
 func (s *Service) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Empty, error) {
-	if err := noExec(r.ExecID); err != nil {
-		return nil, err
-	}
-	if err := s.sandbox.Kill(ctx, r.ID, syscall.Signal(r.Signal)); err != nil {
-		return nil, toGRPC(err)
-	}
-	return &emptypb.Empty{}, nil
+	return done(s.sandbox.Kill(begun(ctx), r.ID, r.ExecID, syscall.Signal(r.Signal), r.All))
 }
 
-// Delete removes a stopped container, and the VM with the last one.
+// Delete removes a stopped container, and the VM with the last one, or an exec.
 func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
-	if err := noExec(r.ExecID); err != nil {
-		return nil, err
-	}
-	info, err := s.sandbox.Delete(ctx, r.ID)
+	info, err := s.sandbox.Delete(begun(ctx), r.ID, r.ExecID)
 	if err != nil {
 		return nil, toGRPC(err)
 	}
@@ -163,19 +183,111 @@ func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 	}, nil
 }
 
-// Pids returns QEMU's pid: the processes of the container have none on the
-// host. It is not empty while the container is known, as containerd takes a
-// shim without pids for a leaked one.
+// Pids returns QEMU's pid for the container and for each exec that runs: they
+// have none of their own on the host. It is not empty while the container is
+// known, as containerd takes a shim without pids for a leaked one.
 func (s *Service) Pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
-	info, err := s.sandbox.Info(r.ID)
+	info, err := s.sandbox.Info(r.ID, "")
 	if err != nil {
 		return nil, toGRPC(err)
 	}
-	pid := info.Pid
-	if pid == 0 {
-		pid = os.Getpid() // the VM is about to start
+	execs, err := s.sandbox.Execs(r.ID)
+	if err != nil {
+		return nil, toGRPC(err)
 	}
-	return &taskapi.PidsResponse{Processes: []*task.ProcessInfo{{Pid: uint32(pid)}}}, nil
+	pid := uint32(info.Pid)
+	if pid == 0 {
+		pid = uint32(os.Getpid()) // the VM is about to start
+	}
+	resp := &taskapi.PidsResponse{Processes: []*task.ProcessInfo{{Pid: pid}}}
+	for _, exec := range execs {
+		details, err := typeurl.MarshalAnyToProto(&runcoptions.ProcessDetails{ExecID: exec})
+		if err != nil {
+			return nil, toGRPC(fmt.Errorf("details of exec %s: %w", exec, err))
+		}
+		resp.Processes = append(resp.Processes, &task.ProcessInfo{Pid: pid, Info: details})
+	}
+	return resp, nil
+}
+
+// Exec adds a process to a container.
+func (s *Service) Exec(_ context.Context, r *taskapi.ExecProcessRequest) (*emptypb.Empty, error) {
+	req := &sandbox.ExecRequest{
+		ID: r.ID, Exec: r.ExecID,
+		Streams: stdio.Paths{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
+	}
+	var spec specs.Process
+	if err := fromAny(r.Spec, "Process", &spec); err != nil {
+		return nil, toGRPC(err)
+	}
+	process, dropped, err := guestspec.Process(&spec)
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	for _, d := range dropped {
+		s.log.WithField("container", r.ID).WithField("exec", r.ExecID).Warnf("not for the guest: %s", d)
+	}
+	process.Terminal = r.Terminal // as runc's shim has it
+	req.Process = process
+	return done(s.sandbox.Exec(req))
+}
+
+// ResizePty sets the size of a terminal.
+func (s *Service) ResizePty(ctx context.Context, r *taskapi.ResizePtyRequest) (*emptypb.Empty, error) {
+	if r.Height > math.MaxUint16 || r.Width > math.MaxUint16 {
+		return nil, toGRPC(fmt.Errorf("terminal of %d by %d: %w", r.Height, r.Width, errdefs.ErrInvalidArgument))
+	}
+	return done(s.sandbox.Resize(ctx, r.ID, r.ExecID, uint16(r.Height), uint16(r.Width)))
+}
+
+// CloseIO closes the standard input of a process.
+func (s *Service) CloseIO(_ context.Context, r *taskapi.CloseIORequest) (*emptypb.Empty, error) {
+	if !r.Stdin {
+		return &emptypb.Empty{}, nil
+	}
+	return done(s.sandbox.CloseStdin(r.ID, r.ExecID))
+}
+
+// Pause freezes a container.
+func (s *Service) Pause(ctx context.Context, r *taskapi.PauseRequest) (*emptypb.Empty, error) {
+	return done(s.sandbox.Pause(begun(ctx), r.ID))
+}
+
+// Resume lets a paused container run again.
+func (s *Service) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptypb.Empty, error) {
+	return done(s.sandbox.Resume(begun(ctx), r.ID))
+}
+
+// Update changes the limits of a container.
+func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*emptypb.Empty, error) {
+	var limits specs.LinuxResources
+	if err := fromAny(r.Resources, "LinuxResources", &limits); err != nil {
+		return nil, toGRPC(err)
+	}
+	resources, dropped := guestspec.Resources(&limits)
+	for _, d := range dropped {
+		s.log.WithField("container", r.ID).Warnf("not for the guest: %s", d)
+	}
+	return done(s.sandbox.Update(begun(ctx), r.ID, resources))
+}
+
+// Stats returns what a container has used, as io.containerd.cgroups.v2.Metrics.
+func (s *Service) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
+	stats, err := s.sandbox.Stats(ctx, r.ID)
+	if err != nil {
+		return nil, toGRPC(err)
+	}
+	packed, err := typeurl.MarshalAnyToProto(metrics.Of(stats))
+	if err != nil {
+		return nil, toGRPC(fmt.Errorf("statistics of container %s: %w", r.ID, err))
+	}
+	return &taskapi.StatsResponse{Stats: packed}, nil
+}
+
+// Checkpoint is refused: what runs in the guest cannot be written down.
+func (s *Service) Checkpoint(_ context.Context, r *taskapi.CheckpointTaskRequest) (*emptypb.Empty, error) {
+	return nil, toGRPC(fmt.Errorf("checkpoint of container %s: its processes and their memory are the guest's, and CRIU on the host cannot reach them: %w",
+		r.ID, errdefs.ErrNotImplemented))
 }
 
 // Connect tells containerd after its restart whom it is talking to.
@@ -192,15 +304,9 @@ func (s *Service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.
 	return &emptypb.Empty{}, nil
 }
 
-// CloseIO closes the container's standard input.
-func (s *Service) CloseIO(_ context.Context, r *taskapi.CloseIORequest) (*emptypb.Empty, error) {
-	if err := noExec(r.ExecID); err != nil {
-		return nil, err
-	}
-	if r.Stdin {
-		if err := s.sandbox.CloseStdin(r.ID); err != nil {
-			return nil, toGRPC(err)
-		}
+func done(err error) (*emptypb.Empty, error) {
+	if err != nil {
+		return nil, toGRPC(err)
 	}
 	return &emptypb.Empty{}, nil
 }

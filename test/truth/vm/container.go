@@ -151,7 +151,7 @@ func (o *output) close() error {
 
 // Start lets the container's process run.
 func (c *Container) Start(ctx context.Context) error {
-	_, err := c.vm.sandbox.Start(ctx, c.ID)
+	_, err := c.vm.sandbox.Start(ctx, c.ID, "")
 	return err
 }
 
@@ -160,12 +160,12 @@ func (c *Container) Stdout() string { return c.stdout.String() }
 
 // CloseStdin ends the process's standard input, at both ends that keep it open.
 func (c *Container) CloseStdin() error {
-	return errors.Join(c.stdin.Close(), c.vm.sandbox.CloseStdin(c.ID))
+	return errors.Join(c.stdin.Close(), c.vm.sandbox.CloseStdin(c.ID, ""))
 }
 
 // Wait waits for the end of the process and of its output.
 func (c *Container) Wait(ctx context.Context) (Result, error) {
-	exit, err := c.vm.sandbox.Wait(ctx, c.ID)
+	exit, err := c.vm.sandbox.Wait(ctx, c.ID, "")
 	if err != nil {
 		return Result{}, err
 	}
@@ -182,14 +182,14 @@ func (c *Container) Wait(ctx context.Context) (Result, error) {
 // Delete ends the container, whatever it does, and removes what Create made;
 // with the last one ends the virtual machine.
 func (c *Container) Delete(ctx context.Context) error {
-	info, err := c.vm.sandbox.Info(c.ID)
+	info, err := c.vm.sandbox.Info(c.ID, "")
 	if err == nil && info.State == sandbox.Running {
-		if err = c.vm.sandbox.Kill(ctx, c.ID, syscall.SIGKILL); err == nil {
-			_, err = c.vm.sandbox.Wait(ctx, c.ID)
+		if err = c.vm.sandbox.Kill(ctx, c.ID, "", syscall.SIGKILL, false); err == nil {
+			_, err = c.vm.sandbox.Wait(ctx, c.ID, "")
 		}
 	}
 	if err == nil {
-		_, err = c.vm.sandbox.Delete(ctx, c.ID)
+		_, err = c.vm.sandbox.Delete(ctx, c.ID, "")
 	}
 	return errors.Join(err, c.release())
 }

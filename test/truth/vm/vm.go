@@ -69,7 +69,7 @@ func New(tree harness.Tree, change func(harness.ShimConfig)) (_ *VM, err error) 
 	logger.SetOutput(v.lines)
 	logger.SetLevel(logrus.DebugLevel)
 	logger.SetFormatter(&logrus.TextFormatter{DisableColors: true, DisableQuote: true})
-	v.sandbox = sandbox.New("test", nobody{}, logrus.NewEntry(logger))
+	v.sandbox = sandbox.New("test", nobody{}, nil, logrus.NewEntry(logger))
 	return v, nil
 }
 
@@ -113,10 +113,15 @@ func hasAll(line string, parts []string) bool {
 // nobody takes the events of a sandbox and does nothing with them.
 type nobody struct{}
 
-func (nobody) Created(*sandbox.CreateRequest, int) {}
-func (nobody) Started(string, int)                 {}
-func (nobody) Exited(string, int, sandbox.Exit)    {}
-func (nobody) Deleted(string, int, sandbox.Exit)   {}
+func (nobody) Created(*sandbox.CreateRequest, int)      {}
+func (nobody) Started(string, int)                      {}
+func (nobody) ExecAdded(string, string)                 {}
+func (nobody) ExecStarted(string, string, int)          {}
+func (nobody) OOM(string)                               {}
+func (nobody) Paused(string)                            {}
+func (nobody) Resumed(string)                           {}
+func (nobody) Exited(string, string, int, sandbox.Exit) {}
+func (nobody) Deleted(string, int, sandbox.Exit)        {}
 
 // lines keeps what is written to it.
 type lines struct {

@@ -9,9 +9,11 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
+	"unsafe"
 )
 
 func main() {
@@ -70,8 +72,51 @@ func run(args []string) error {
 		fmt.Println(child.Process.Pid)
 	case "facts":
 		return facts()
+	case "agent":
+		return agent()
+	case "burn": // computes for ever
+		fmt.Println("burning")
+		for {
+		}
+	case "eat": // eat BYTES of memory, and keep them until the input ends
+		n, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		eaten := make([]byte, n)
+		for i := 0; i < n; i += 4096 {
+			eaten[i] = 1
+		}
+		fmt.Println("ate")
+		_, err = io.Copy(io.Discard, os.Stdin)
+		runtime.KeepAlive(eaten)
+		return err
+	case "parent": // parent WORD…: runs itself with the words and outlives it
+		child := exec.Command("/payload", args[1:]...)
+		fmt.Println(child.Run())
+		_, err := io.Copy(io.Discard, os.Stdin)
+		return err
+	case "count": // bytes of the input
+		n, err := io.Copy(io.Discard, os.Stdin)
+		fmt.Println(n)
+		return err
+	case "deaf": // closes its input, and waits
+		if err := os.Stdin.Close(); err != nil {
+			return err
+		}
+		return run([]string{"wait"})
+	case "hook": // hook FILE: keeps the state that a hook is given
+		state, err := io.ReadAll(os.Stdin)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(args[1], state, 0o644)
 	case "tty":
-		fmt.Println("terminal")
+		var size [4]uint16 // struct winsize
+		if _, _, e := syscall.Syscall(syscall.SYS_IOCTL, 0, syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size))); e != 0 {
+			return e
+		}
+		fmt.Println("terminal", size[0], size[1])
 		line, err := bufio.NewReader(os.Stdin).ReadString('\n')
 		fmt.Print("read ", line)
 		return err
@@ -105,14 +150,20 @@ func facts() error {
 	if err != nil {
 		return err
 	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return err
+	}
 	fmt.Println("hostname:", hostname)
 	fmt.Println("pid:", os.Getpid())
+	fmt.Println("cwd:", dir)
+	fmt.Println("mark:", os.Getenv("MARK"))
 	status, err := os.ReadFile("/proc/self/status")
 	if err != nil {
 		return err
 	}
 	for line := range strings.Lines(string(status)) {
-		if strings.HasPrefix(line, "Cap") || strings.HasPrefix(line, "NoNewPrivs") || strings.HasPrefix(line, "Uid") || strings.HasPrefix(line, "Groups") {
+		if strings.HasPrefix(line, "Cap") || strings.HasPrefix(line, "NoNewPrivs") || strings.HasPrefix(line, "Uid") || strings.HasPrefix(line, "Gid") || strings.HasPrefix(line, "Seccomp:") || strings.HasPrefix(line, "Groups") {
 			fmt.Print(strings.ReplaceAll(line, "\t", " "))
 		}
 	}
@@ -128,5 +179,22 @@ func facts() error {
 	fmt.Println("sysctl:", os.WriteFile("/proc/sys/kernel/hostname", []byte("other"), 0))
 	mounts, err := os.ReadFile("/proc/self/mounts")
 	fmt.Print(string(mounts))
+	return err
+}
+
+// agent prints what the guest's first process holds, for a container that sees
+// the processes of the guest.
+func agent() error {
+	status, err := os.ReadFile("/proc/1/status")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(status)) {
+		if name, value, _ := strings.Cut(line, ":"); name == "VmRSS" || name == "Threads" {
+			fmt.Println(name, strings.Fields(value)[0])
+		}
+	}
+	open, err := os.ReadDir("/proc/1/fd")
+	fmt.Println("Descriptors", len(open))
 	return err
 }

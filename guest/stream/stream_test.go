@@ -1,4 +1,4 @@
-package container
+package stream
 
 import (
 	"bytes"
@@ -10,11 +10,13 @@ import (
 	"testing"
 
 	"github.com/containerd/errdefs"
-	"golang.org/x/sys/unix"
+	"go.uber.org/goleak"
 )
 
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
 // pipe returns the agent's end of a pipe and the process's.
-func pipe(t *testing.T, read bool) (*stream, *os.File) {
+func pipe(t *testing.T, read bool) (*Stream, *os.File) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
@@ -24,11 +26,7 @@ func pipe(t *testing.T, read bool) (*stream, *os.File) {
 	if !read {
 		mine, theirs = w, r
 	}
-	mine, err = pollable(mine)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := newStream(mine)
+	s := New(mine)
 	t.Cleanup(func() {
 		s.Close()
 		_ = theirs.Close()
@@ -54,8 +52,8 @@ func TestReadEndsWithEOFAfterTheLastByte(t *testing.T) {
 		}
 		got = append(got, buf[:n]...)
 	}
-	if string(got) != "last words" || !s.ended() {
-		t.Errorf("%q, ended %v", got, s.ended())
+	if string(got) != "last words" || !s.Ended() {
+		t.Errorf("%q, ended %v", got, s.Ended())
 	}
 	if _, err := s.Read(t.Context(), buf); !errors.Is(err, io.EOF) {
 		t.Errorf("after the end: %v", err)
@@ -134,7 +132,7 @@ func TestWriteToAProcessThatDoesNotReadEnds(t *testing.T) {
 }
 
 func TestProcessWithoutAStream(t *testing.T) {
-	var none *stream
+	var none *Stream
 	if _, err := none.Read(t.Context(), make([]byte, 1)); !errors.Is(err, io.EOF) {
 		t.Errorf("read: %v", err)
 	}
@@ -142,47 +140,7 @@ func TestProcessWithoutAStream(t *testing.T) {
 		t.Errorf("write: %v", err)
 	}
 	none.Close()
-	if !none.ended() {
+	if !none.Ended() {
 		t.Error("it has no end")
-	}
-}
-
-func TestTerminalCrossesTheSocket(t *testing.T) {
-	c, err := newConsoleSocket()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
-	if err != nil {
-		t.Skipf("no terminals here: %v", err)
-	}
-	defer master.Close()
-	if err := unix.Sendmsg(int(c.child.Fd()), []byte("/dev/ptmx"), unix.UnixRights(int(master.Fd())), nil, 0); err != nil {
-		t.Fatal(err)
-	}
-	got, err := c.receive()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer got.Close()
-	p := &process{terminal: true, stdout: newStream(got)}
-	if err := p.resize(12, 34); err != nil {
-		t.Fatal(err)
-	}
-	size, err := unix.IoctlGetWinsize(int(master.Fd()), unix.TIOCGWINSZ)
-	if err != nil || size.Row != 12 || size.Col != 34 {
-		t.Errorf("%+v, %v", size, err)
-	}
-}
-
-func TestTerminalThatWasNotSentIsAnError(t *testing.T) {
-	c, err := newConsoleSocket()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
-	if _, err := c.receive(); !errors.Is(err, unix.EPROTO) {
-		t.Errorf("%v", err)
 	}
 }

@@ -1,0 +1,99 @@
+package guestspec
+
+import (
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/erofsvm/erofsvm/agentclient/pb"
+)
+
+// Copy is a file or directory of the host of which the guest needs a copy
+// before the container is created. What it is, nobody has looked at yet.
+type Copy struct {
+	Destination string // of the mount, in the container
+	Source      string // absolute path on the host
+	Guest       string // absolute path of the copy in the guest
+	ReadOnly    bool   // the container cannot change its copy
+}
+
+// hostless are the filesystems that a guest can mount by itself.
+var hostless = []string{"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"}
+
+// kernels are directories of the host whose content is its kernel's. The guest
+// has them from its own.
+var kernels = []string{"/proc", "/sys", "/dev"}
+
+// shm is the size and the flags that containerd gives a /dev/shm by default
+// (pkg/oci/mounts.go).
+var shm = []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}
+
+func (r *Result) mounts(in []specs.Mount, o Options) ([]*pb.Mount, error) {
+	var out []*pb.Mount
+	for i, m := range in {
+		if !path.IsAbs(m.Destination) {
+			return nil, invalid("mounts: destination %q is not absolute", m.Destination)
+		}
+		if len(m.UIDMappings) > 0 || len(m.GIDMappings) > 0 {
+			return nil, unsupported("mounts: %s: uidMappings and gidMappings need a user namespace, which the guest does not make", m.Destination)
+		}
+		switch {
+		case isBind(m):
+			bound, err := r.bind(m, i, o)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, bound)
+		case slices.Contains(hostless, m.Type):
+			out = append(out, &pb.Mount{Destination: m.Destination, Source: m.Source, Type: m.Type, Options: m.Options})
+		default:
+			return nil, unsupported("mounts: %s: type %q of %q would be mounted from the host, which shares nothing with the guest: use a bind mount, whose files are copied",
+				m.Destination, m.Type, m.Source)
+		}
+	}
+	return out, nil
+}
+
+func isBind(m specs.Mount) bool {
+	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+}
+
+// bind makes a mount of the guest's copy out of one of a file of the host.
+func (r *Result) bind(m specs.Mount, index int, o Options) (*pb.Mount, error) {
+	if m.Source == "" {
+		return nil, invalid("mounts: %s: a bind mount without a source", m.Destination)
+	}
+	for _, option := range m.Options {
+		if option == "idmap" || option == "ridmap" {
+			return nil, unsupported("mounts: %s: option %q needs a user namespace, which the guest does not make", m.Destination, option)
+		}
+	}
+	// The memory that the containers of a pod share is the guest's, not a
+	// directory of the host.
+	if path.Clean(m.Destination) == "/dev/shm" {
+		return &pb.Mount{Destination: m.Destination, Source: "shm", Type: "tmpfs", Options: slices.Clone(shm)}, nil
+	}
+	source := m.Source
+	if !path.IsAbs(source) {
+		source = path.Join(o.Bundle, source)
+	}
+	source = path.Clean(source)
+	for _, dir := range kernels {
+		if source == dir || strings.HasPrefix(source, dir+"/") {
+			return nil, unsupported("mounts: %s: %s belongs to the host's kernel and cannot be seen from the guest, which has a %s of its own", m.Destination, source, dir)
+		}
+	}
+	options := slices.Clone(m.Options)
+	if !slices.Contains(options, "bind") && !slices.Contains(options, "rbind") {
+		options = append(options, "rbind")
+	}
+	c := Copy{
+		Destination: m.Destination, Source: source, Guest: path.Join(o.Copies, strconv.Itoa(index)),
+		ReadOnly: slices.Contains(options, "ro") || slices.Contains(options, "rro"),
+	}
+	r.Copies = append(r.Copies, c)
+	return &pb.Mount{Destination: m.Destination, Source: c.Guest, Type: "bind", Options: options}, nil
+}

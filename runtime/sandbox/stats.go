@@ -1,0 +1,48 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/containerd/errdefs"
+
+	"github.com/erofsvm/erofsvm/agentclient/pb"
+)
+
+// Stats returns what a container has used so far. One that has stopped still
+// answers; when its VM is gone, with the last that was asked for, or with
+// nothing. The message is not to be changed.
+func (s *Sandbox) Stats(ctx context.Context, id string) (*pb.StatsContainerResponse, error) {
+	p, m, err := s.findCreated(id, "")
+	if err != nil {
+		return nil, err
+	}
+	stats, err := m.agent.StatsContainer(ctx, id)
+	state, _ := p.current()
+	p.c.mu.Lock()
+	defer p.c.mu.Unlock()
+	switch {
+	case err == nil:
+		p.c.stats = stats
+	case state != Stopped:
+		return nil, fmt.Errorf("statistics of %s: %w", p, err)
+	case p.c.stats == nil:
+		p.c.stats = &pb.StatsContainerResponse{}
+	}
+	return p.c.stats, nil
+}
+
+// Update changes the limits of a container in the guest.
+func (s *Sandbox) Update(ctx context.Context, id string, resources *pb.LinuxResources) error {
+	p, m, err := s.findCreated(id, "")
+	if err != nil {
+		return err
+	}
+	if state, _ := p.current(); state == Stopped || state == Deleted {
+		return fmt.Errorf("update %s: it is %s, not %s: %w", p, state, Running, errdefs.ErrFailedPrecondition)
+	}
+	if err := m.agent.UpdateContainer(ctx, id, resources); err != nil {
+		return fmt.Errorf("update %s: %w", p, err)
+	}
+	return nil
+}
