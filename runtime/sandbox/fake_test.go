@@ -41,12 +41,30 @@ type fakeVM struct {
 	mu    sync.Mutex
 	err   error
 	conns []net.Conn // the host's ends
+	disks []string   // that are attached
 }
 
-func (v *fakeVM) Attach(context.Context, hypervisor.Disk) (hypervisor.Attachment, error) {
+func (v *fakeVM) Attach(_ context.Context, d hypervisor.Disk) (hypervisor.Attachment, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.disks = append(v.disks, d.ID)
 	return hypervisor.Attachment{PCIPath: "02/00"}, nil
 }
-func (v *fakeVM) Detach(context.Context, string) error    { return nil }
+
+func (v *fakeVM) Detach(_ context.Context, id string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.disks = slices.DeleteFunc(v.disks, func(d string) bool { return d == id })
+	return nil
+}
+
+// attached are the disks that the VM has, in the order of their ids.
+func (v *fakeVM) attached() []string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Sorted(slices.Values(v.disks))
+}
+
 func (v *fakeVM) WaitReady(context.Context) error         { return nil }
 func (v *fakeVM) Pid() int                                { return fakePid }
 func (v *fakeVM) Done() <-chan struct{}                   { return v.done }

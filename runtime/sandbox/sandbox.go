@@ -331,13 +331,15 @@ func (s *Sandbox) dismantle(ctx context.Context, c *container, m *machine) {
 	for _, p := range c.all() {
 		p.closeStdio()
 	}
+	mounted := false
 	if c.inGuest && m.alive() {
 		if state, _ := c.init.current(); state == Creating {
 			s.endCreated(ctx, c, m)
 		}
 		// This also writes the upper back: it is not for the VM's end to do.
 		if err := m.agent.RemoveContainer(ctx, c.id); err != nil && !errdefs.IsNotFound(err) {
-			logger.WithError(err).Warn("remove container in the guest")
+			logger.WithError(err).Error("the guest does not let go of the container: its disks stay attached until the virtual machine ends")
+			mounted = true
 		}
 	}
 	if s.forget(c) {
@@ -346,8 +348,12 @@ func (s *Sandbox) dismantle(ctx context.Context, c *container, m *machine) {
 		}
 		return
 	}
-	if err := m.detach(ctx, c); err != nil {
-		logger.WithError(err).Warn("detach disks")
+	// A guest ejects a disk that it has mounted, and loses what it would have
+	// written to it (decision 5).
+	if !mounted {
+		if err := m.detach(ctx, c); err != nil {
+			logger.WithError(err).Warn("detach disks")
+		}
 	}
 	if err := c.removeDir(); err != nil {
 		logger.WithError(err).Warn("remove the container's directory")
