@@ -201,6 +201,24 @@ func testUpdate(t *testing.T, g *guest) {
 	if _, err := g.agent.StatsContainer(ctx, &pb.StatsContainerRequest{ContainerId: "limits"}); status.Code(err) != codes.NotFound {
 		t.Errorf("statistics after the removal: %v", err)
 	}
+
+	// A network of its own has its own interfaces, while it is there.
+	alone := containerSpec("alone", "cat")
+	alone.Linux.Namespaces = append(alone.Linux.Namespaces, &pb.LinuxNamespace{Type: "network"})
+	p = g.started(t, alone, "alone")
+	if n := g.stats(t, "alone").GetNetworkStats(); len(n) != 1 || n[0].GetName() != "lo" || n[0].GetRxPackets() != 0 {
+		t.Errorf("interfaces: %v", n)
+	}
+	if err := g.client.CloseStdin(ctx, p); err != nil {
+		t.Error(err)
+	}
+	if _, err := g.client.WaitProcess(ctx, p); err != nil {
+		t.Error(err)
+	}
+	if n := g.stats(t, "alone").GetNetworkStats(); len(n) != 0 {
+		t.Errorf("interfaces after the end: %v", n)
+	}
+	g.removed(t, p)
 }
 
 func testOOM(t *testing.T, g *guest) {

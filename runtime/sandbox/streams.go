@@ -7,6 +7,9 @@ import (
 	"io"
 	"sync"
 
+	"github.com/containerd/errdefs"
+	"golang.org/x/sync/errgroup"
+
 	"github.com/erofsvm/erofsvm/agentclient"
 	"github.com/erofsvm/erofsvm/agentclient/streamwire"
 	"github.com/erofsvm/erofsvm/runtime/stdio"
@@ -27,19 +30,20 @@ func (m *machine) streams(ctx context.Context, p *process) (stdio.Guest, error) 
 		return guestStreams{m.agent, p.ref()}, nil
 	}
 	g := &wireStreams{m: m, process: p.ref()}
-	for _, out := range []struct {
-		kind   streamwire.Kind
-		stream **agentclient.Stream
-	}{{streamwire.Stdout, &g.stdout}, {streamwire.Stderr, &g.stderr}} {
-		if out.kind == streamwire.Stderr && p.streams.Terminal {
-			continue // a terminal has one output
-		}
-		stream, err := g.open(ctx, out.kind)
-		if err != nil {
-			g.close()
-			return nil, err
-		}
-		*out.stream = stream
+	var both errgroup.Group
+	both.Go(func() (err error) {
+		g.stdout, err = g.open(ctx, streamwire.Stdout)
+		return err
+	})
+	if !p.streams.Terminal { // which has one output
+		both.Go(func() (err error) {
+			g.stderr, err = g.open(ctx, streamwire.Stderr)
+			return err
+		})
+	}
+	if err := both.Wait(); err != nil {
+		g.close()
+		return nil, err
 	}
 	return g, nil
 }
@@ -60,11 +64,12 @@ func (g guestStreams) ReadStderr(ctx context.Context, buf []byte) (int, error) {
 }
 
 func (g guestStreams) WriteStdin(ctx context.Context, data []byte) (int, error) {
-	return g.agent.WriteStdin(ctx, g.process, data)
+	n, err := g.agent.WriteStdin(ctx, g.process, data)
+	return n, inputError(err)
 }
 
 func (g guestStreams) CloseStdin(ctx context.Context) error {
-	return g.agent.CloseStdin(ctx, g.process)
+	return inputError(g.agent.CloseStdin(ctx, g.process))
 }
 
 // wireStreams is a process of the guest as package stdio sees it, by a
@@ -142,7 +147,7 @@ func (g *wireStreams) CloseStdin(ctx context.Context) error {
 	s := g.stdin
 	g.mu.Unlock()
 	if s == nil {
-		return g.m.agent.CloseStdin(ctx, g.process)
+		return inputError(g.m.agent.CloseStdin(ctx, g.process))
 	}
 	return inputError(s.End())
 }
@@ -158,7 +163,7 @@ func (g *wireStreams) input(ctx context.Context) (*agentclient.Stream, error) {
 	}
 	s, err := g.open(ctx, streamwire.Stdin)
 	if err != nil {
-		return nil, err
+		return nil, inputError(err)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -169,8 +174,10 @@ func (g *wireStreams) input(ctx context.Context) (*agentclient.Stream, error) {
 	return s, nil
 }
 
+// inputError tells a process that has closed its input, or is gone, from a
+// fault.
 func inputError(err error) error {
-	if errors.Is(err, agentclient.ErrInputClosed) {
+	if errors.Is(err, agentclient.ErrInputClosed) || errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
 		return fmt.Errorf("%w: %w", stdio.ErrNoReader, err)
 	}
 	return err

@@ -25,8 +25,8 @@ const (
 )
 
 // logger is a program of the host that takes the output of a process, by
-// containerd's contract for binary:// (docs/runc-v1-migration.md and
-// pkg/runtime/v2/logging there): descriptor 3 is the process's output,
+// containerd's contract for binary:// (core/runtime/v2/logging and
+// cmd/containerd-shim-runc-v2/process/io.go there): descriptor 3 is the process's output,
 // descriptor 4 its error output, and closing descriptor 5 says that the program
 // is ready; with binary-v2:// it says so by a byte. The query of the URI is its
 // arguments, CONTAINER_ID and CONTAINER_NAMESPACE are its environment.

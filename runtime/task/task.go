@@ -258,8 +258,11 @@ func (s *Service) Resume(ctx context.Context, r *taskapi.ResumeRequest) (*emptyp
 	return done(s.sandbox.Resume(begun(ctx), r.ID))
 }
 
-// Update changes the limits of a container.
+// Update changes the limits of a container. Annotations are for other runtimes.
 func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*emptypb.Empty, error) {
+	if r.Resources == nil {
+		return &emptypb.Empty{}, nil
+	}
 	var limits specs.LinuxResources
 	if err := fromAny(r.Resources, "LinuxResources", &limits); err != nil {
 		return nil, toGRPC(err)

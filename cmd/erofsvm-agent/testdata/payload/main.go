@@ -54,6 +54,16 @@ func run(args []string) error {
 			_ = w.WriteByte(byte('a' + i%26)) // Flush has the error
 		}
 		return w.Flush()
+	case "zeros": // zeros BYTES, in pieces of a pipe's size
+		n, err := strconv.Atoi(args[1])
+		if err != nil {
+			return err
+		}
+		for piece := make([]byte, 64<<10); n > 0; n -= len(piece) {
+			if _, err := os.Stdout.Write(piece[:min(n, len(piece))]); err != nil {
+				return err
+			}
+		}
 	case "wait": // until a signal comes, which it names
 		signals := make(chan os.Signal, 1)
 		signal.Notify(signals)
