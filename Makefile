@@ -72,7 +72,7 @@ test-unit: tools ## unit tests with the race detector
 
 .PHONY: test-e2e
 test-e2e: tools guest-image images ## end-to-end and fault tests: containerd, the shim, QEMU and a guest
-	@$(ENV) go test -race $(TEST_FLAGS) -timeout 25m -p 1 $(E2E_PACKAGES)
+	@$(ENV) go test -race -count=1 $(TEST_FLAGS) -timeout 30m -p 1 $(E2E_PACKAGES)
 
 .PHONY: test-vhost-vsock
 test-vhost-vsock: guest-image ## the kernel's vsock backend, inside an outer VM where the host has none (slow)

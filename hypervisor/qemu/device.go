@@ -26,8 +26,8 @@ const (
 // own: one for each queue, of which QEMU makes one for each processor, and one
 // more. A guest's processor has some 200 to give away, and when the last is gone
 // the next device gets nothing, not even a line to share: its driver fails with
-// ENOSPC, of which nobody on the host hears. One processor has enough for
-// between 90 and 128 disks, and 248 are too many for any number of processors.
+// ENOSPC, of which nobody on the host hears. One processor has too few for 128
+// disks, and 248 are too many for any number of processors.
 // Further disks share interrupt lines, at the cost of asking each disk on the
 // line whether it was that one.
 const disksWithVectors = 64

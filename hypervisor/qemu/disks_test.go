@@ -250,7 +250,7 @@ func TestSlotsAreGivenBackAThousandTimes(t *testing.T) {
 		m := start(t, idleSpec(t, spec))
 		path := filled(t, 1)
 		one, two := open(t, path, os.O_RDONLY), open(t, path, os.O_RDONLY)
-		before := openFiles(t, m)
+		before := diskFiles(t, m)
 		// QEMU thinks for 50 ms before it lets go of a device (util/rcu.c,
 		// call_rcu_thread), but of all at once.
 		const times, atOnce = 1000, 25
@@ -272,9 +272,7 @@ func TestSlotsAreGivenBackAThousandTimes(t *testing.T) {
 		}
 		all.Wait()
 		wantNoDisk(t, m)
-		if after := openFiles(t, m); after != before {
-			t.Errorf("QEMU has %d files open, and had %d", after, before)
-		}
+		wantDiskFiles(t, m, before)
 	})
 }
 

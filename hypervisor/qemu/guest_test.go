@@ -175,7 +175,7 @@ func testAsManyDisksAsSlots(t *testing.T, vm running) {
 // times are fewer on a machine that is busy.
 func testSlotsAreUsedAgain(t *testing.T, vm running) {
 	f := open(t, image(t, "shared", 1), os.O_RDONLY)
-	before := openFiles(t, vm.Machine)
+	before := diskFiles(t, vm.Machine)
 	const times, atOnce, enough = 1000, 20, 45 * time.Second
 	var done atomic.Int64
 	began := time.Now()
@@ -202,9 +202,7 @@ func testSlotsAreUsedAgain(t *testing.T, vm running) {
 		t.Errorf("no slot was used again: %d disks came and went", done.Load())
 	}
 	vm.guest.disks(0)
-	if after := openFiles(t, vm.Machine); after > before {
-		t.Errorf("QEMU has %d files open, and had %d", after, before)
-	}
+	wantDiskFiles(t, vm.Machine, before)
 	// An eject that comes too late would take one of these.
 	for i := range vm.spec.DiskSlots {
 		all.Go(func() {

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -195,6 +196,45 @@ func openFiles(t *testing.T, m *Machine) int {
 		t.Fatal(err)
 	}
 	return len(entries)
+}
+
+// diskFiles are the regular files that QEMU has open, memory files included, each
+// as often as it is. What devices have besides, such as event descriptors, comes
+// when the guest's firmware or driver starts them.
+func diskFiles(t *testing.T, m *Machine) []string {
+	t.Helper()
+	m.tasks.Wait()
+	links, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", m.Pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, link := range links {
+		if name, err := os.Readlink(link); err == nil && strings.HasPrefix(name, "/") {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// wantDiskFiles wants QEMU to have the files open that it had before. It closes
+// those of a device that has gone a while later (util/rcu.c, call_rcu_thread).
+func wantDiskFiles(t *testing.T, m *Machine, before []string) {
+	t.Helper()
+	ctx := within(t)
+	for {
+		after := diskFiles(t, m)
+		if slices.Equal(after, before) {
+			return
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			t.Errorf("QEMU has open %q, and had %q", after, before)
+			return
+		}
+	}
 }
 
 var (
