@@ -122,8 +122,16 @@ func TestStatesAsTheTaskLives(t *testing.T) {
 		t.Errorf("pid %d is %q (%v), want QEMU", c.Task.Pid(), name, err)
 	}
 
-	if err := c.Task.Pause(ctx); !errdefs.IsNotImplemented(err) {
-		t.Errorf("pause: %v, want Unimplemented until it is there", err)
+	if err := c.Task.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	expect(client.Paused)
+	if err := c.Task.Resume(ctx); err != nil {
+		t.Fatal(err)
+	}
+	expect(client.Running)
+	if _, err := c.Task.Checkpoint(ctx); !errdefs.IsNotImplemented(err) {
+		t.Errorf("checkpoint: %v, want Unimplemented", err)
 	}
 
 	c.Kill(t, syscall.SIGKILL)
