@@ -163,7 +163,8 @@ func TestEventsComeOnceAndInOrder(t *testing.T) {
 }
 
 // TestContainerdRestarts: a containerd that comes back finds the running task
-// through Connect and Pids, and its exit through Wait.
+// through Connect and Pids, its exec and its exit through Wait, and the streams
+// that were open go on.
 func TestContainerdRestarts(t *testing.T) {
 	for _, release := range harness.Releases {
 		t.Run(release, func(t *testing.T) {
@@ -172,6 +173,17 @@ func TestContainerdRestarts(t *testing.T) {
 			c := bed.Start(t, e2etest.Spec{Image: image, Args: []string{"sh", "-c", "echo up; sleep 1000"}})
 			c.Stdout.WaitFor(t, "up")
 			pid := c.Task.Pid()
+			r, w, err := os.Pipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			defer w.Close()
+			e, err := c.Exec(t, r, c.Process(t, "sh", "-c", "echo up; read line; echo $line; exit 5"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			e.Stdout.WaitFor(t, "up")
 
 			ctx, cancel := context.WithTimeout(bed.Context(t.Context()), e2etest.Boot)
 			defer cancel()
@@ -189,6 +201,23 @@ func TestContainerdRestarts(t *testing.T) {
 			if task.Pid() != pid {
 				t.Errorf("pid %d after the restart, %d before", task.Pid(), pid)
 			}
+			process, err := task.LoadProcess(ctx, e.Process.ID(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ended, err := process.Wait(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fmt.Fprintln(w, "said after the restart")
+			if status := <-ended; status.ExitCode() != 5 {
+				t.Errorf("the exec ends with %d (%v), want 5", status.ExitCode(), status.Error())
+			}
+			e.Stdout.WaitFor(t, "said after the restart")
+			if _, err := process.Delete(ctx); err != nil {
+				t.Errorf("delete the exec: %v", err)
+			}
+			e.Adopt(nil)
 			exit, err := task.Wait(ctx)
 			if err != nil {
 				t.Fatal(err)
@@ -201,6 +230,41 @@ func TestContainerdRestarts(t *testing.T) {
 			}
 			c.Adopt(container, task)
 			c.Delete(t)
+		})
+	}
+}
+
+// TestContainerdRestartsWhileAContainerIsCreated: nothing of the container is
+// left, and the next one can be created.
+func TestContainerdRestartsWhileAContainerIsCreated(t *testing.T) {
+	for _, release := range harness.Releases {
+		t.Run(release, func(t *testing.T) {
+			bed := e2etest.Own(t, harness.Options{Release: release})
+			spec := e2etest.Spec{Image: bed.Image(t, "one", harness.Snapshotter), Args: []string{"true"}}
+			ctx, cancel := context.WithTimeout(bed.Context(t.Context()), e2etest.Boot)
+			defer cancel()
+			restarted := make(chan error, 1)
+			go func() {
+				err := bed.WaitForSandbox(ctx)
+				if err == nil {
+					err = bed.Restart(ctx)
+				}
+				restarted <- err
+			}()
+			c, err := bed.Create(t, spec)
+			if err == nil {
+				t.Error("a container was created by a containerd that ended meanwhile")
+			}
+			if err := <-restarted; err != nil {
+				t.Fatal(err)
+			}
+			c.Adopt(nil, nil) // their client is gone
+			if err := bed.RemoveContainers(ctx); err != nil {
+				t.Error(err)
+			}
+			if _, code := bed.Run(t, spec); code != 0 {
+				t.Errorf("the next one ends with %d", code)
+			}
 		})
 	}
 }

@@ -268,7 +268,7 @@ func (b *Bed) CtrRun(t *testing.T, stdin io.Reader, args ...string) (stdout, std
 }
 
 // Adopt makes the container use handles that another client has loaded, after
-// containerd was restarted.
+// containerd was restarted; nil for what is removed by now.
 func (c *Container) Adopt(container client.Container, task client.Task) {
 	c.container, c.Task = container, task
 }

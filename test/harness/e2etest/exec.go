@@ -81,6 +81,10 @@ func (e *Exec) WaitExit(t *testing.T) uint32 {
 	}
 }
 
+// Adopt makes the exec use the handle that another client has loaded, after
+// containerd was restarted; nil if it is deleted by now.
+func (e *Exec) Adopt(p client.Process) { e.Process = p }
+
 // remove kills and deletes the process, unless that is done.
 func (e *Exec) remove(t *testing.T) {
 	if e.Process == nil {
