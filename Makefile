@@ -18,7 +18,7 @@ SHIM       := $(BIN)/containerd-shim-erofsvm-v2
 AGENT      := $(BIN)/erofsvm-agent
 # Static, and the same bytes from the same sources wherever the tree lies.
 SHIM_BUILD  := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -buildid='
-AGENT_BUILD := CGO_ENABLED=1 go build -trimpath -tags 'netgo osusergo' -ldflags '-s -w -extldflags -static -buildid='
+AGENT_BUILD := CGO_ENABLED=1 PKG_CONFIG=$(CURDIR)/$(TOOLS)/seccomp/pkg-config go build -trimpath -tags 'netgo osusergo seccomp' -ldflags '-s -w -extldflags -static -buildid='
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # The packages whose tests run the whole path have a target of their own.
@@ -33,7 +33,7 @@ help: ## this list
 
 # What a run of the demo needs: one containerd and not three, whose builds take
 # longest.
-RUN_TOOLS := go qemu kernel vhost-device-vsock base debs erofs-utils containerd-2.4.2
+RUN_TOOLS := go qemu kernel vhost-device-vsock base debs erofs-utils seccomp containerd-2.4.2
 
 .PHONY: run-tools
 run-tools:

@@ -43,8 +43,8 @@ func writeInfo(out io.Writer) error {
 }
 
 // runtimeFeatures promises what the guest's agent does, no more: without user
-// namespaces, seccomp or recursive read-only mounts, which CRI would offer to
-// pods otherwise.
+// namespaces or recursive read-only mounts, which CRI would offer to pods
+// otherwise.
 func runtimeFeatures() features.Features {
 	no := false
 	return features.Features{
@@ -59,7 +59,7 @@ func runtimeFeatures() features.Features {
 		Linux: &features.Linux{
 			Namespaces: []string{"cgroup", "ipc", "mount", "network", "pid", "uts"},
 			Cgroup:     &features.Cgroup{V1: &no, V2: new(true), Systemd: &no, SystemdUser: &no},
-			Seccomp:    &features.Seccomp{Enabled: &no},
+			Seccomp:    &features.Seccomp{Enabled: new(true)},
 			Apparmor:   &features.Apparmor{Enabled: &no},
 			Selinux:    &features.Selinux{Enabled: &no},
 		},

@@ -155,6 +155,16 @@ func TestCtrFlags(t *testing.T) {
 	}
 }
 
+// TestASeccompProfileIsInForceInTheGuest, that which containerd has by default.
+func TestASeccompProfileIsInForceInTheGuest(t *testing.T) {
+	bed := e2etest.Newest(t)
+	stdout, stderr, code := bed.CtrRun(t, nil, "--seccomp", bed.Image(t, "one", harness.Snapshotter), "seccomp",
+		"grep", "Seccomp:", "/proc/self/status")
+	if code != 0 || strings.TrimSpace(stdout) != "Seccomp:\t2" {
+		t.Errorf("code %d, %q, want a filter (2); stderr: %s", code, stdout, stderr)
+	}
+}
+
 // TestANamespaceOfTheHostIsRefusedByName: it cannot be joined from a VM.
 func TestANamespaceOfTheHostIsRefusedByName(t *testing.T) {
 	bed := e2etest.Newest(t)

@@ -33,6 +33,7 @@ part vhost-device-vsock vhost-device-vsock "vhost-device-vsock.sh"
 part base base "base.sh" "patchelf"
 part buildroot buildroot "buildroot.sh base.sh" "base"
 part erofs-utils erofs-utils "erofs-utils.sh buildroot.sh base.sh" "buildroot"
+part seccomp seccomp "seccomp.sh buildroot.sh base.sh" "buildroot"
 for version in 2.4.2 2.3.7 2.2.9; do
 	part "containerd-$version" "containerd/$version" "containerd.sh" "go"
 done
@@ -40,7 +41,7 @@ part debs base/debs "debs.sh base.sh" "base"
 part qemu7 qemu7 "qemu.sh" "patchelf"
 part protoc protoc "protoc.sh" "patchelf"
 part fio fio "fio.sh" "patchelf"
-DEFAULT=(go patchelf qemu kernel vhost-device-vsock base buildroot erofs-utils
+DEFAULT=(go patchelf qemu kernel vhost-device-vsock base buildroot erofs-utils seccomp
 	containerd-2.4.2 containerd-2.3.7 containerd-2.2.9 debs qemu7)
 
 # stamp_of <part>: the first line of the stamp that a current part carries.
