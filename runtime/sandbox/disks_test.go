@@ -2,6 +2,8 @@ package sandbox
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 )
@@ -38,4 +40,20 @@ func TestDisksLeaveWithTheirContainerOnlyOnceTheGuestHasLetGo(t *testing.T) {
 	if _, err := w.Create(t.Context(), w.request(t, "next", "")); err != nil {
 		t.Errorf("a container afterwards: %v", err)
 	}
+}
+
+// writableImage is a file with just as much of ext4 as a plan reads.
+func writableImage(t *testing.T, dir string) string {
+	t.Helper()
+	const size = 1 << 20
+	path := filepath.Join(dir, "rwlayer.img")
+	image := make([]byte, size)
+	super := image[1024:]
+	super[0x38], super[0x39] = 0x53, 0xEF
+	super[0x18] = 2 // blocks of 4 KiB
+	super[0x05] = size / 4096 >> 8
+	if err := os.WriteFile(path, image, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

@@ -445,22 +445,6 @@ func (w *world) request(t *testing.T, id, spec string) *CreateRequest {
 	}
 }
 
-// writableImage is a file with just as much of ext4 as a plan reads.
-func writableImage(t *testing.T, dir string) string {
-	t.Helper()
-	const size = 1 << 20
-	path := filepath.Join(dir, "rwlayer.img")
-	image := make([]byte, size)
-	super := image[1024:]
-	super[0x38], super[0x39] = 0x53, 0xEF
-	super[0x18] = 2 // blocks of 4 KiB
-	super[0x05] = size / 4096 >> 8
-	if err := os.WriteFile(path, image, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	return path
-}
-
 // running is a world with the container c, which runs.
 func running(t *testing.T, agent *fakeAgent) *world {
 	t.Helper()
