@@ -148,11 +148,18 @@ func TestAReadyMadeFsmetaIsUsedAsItIs(t *testing.T) {
 }
 
 // layerFiles are the blobs of an image's layers, newest first, as the mounts of
-// a view on it name them.
+// a snapshot on it name them.
 func layerFiles(t *testing.T, bed *e2etest.Bed, ref string) []string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(bed.Context(t.Context()), e2etest.Step)
-	defer cancel()
+	return erofsSources(prepare(t, bed, ref, "look"))
+}
+
+// prepare makes a snapshot on an image, which is removed when the test is over, and
+// returns its mounts.
+func prepare(t *testing.T, bed *e2etest.Bed, ref, key string) []mount.Mount {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(bed.Context(context.Background()), e2etest.Boot)
+	t.Cleanup(cancel)
 	image, err := bed.Client().GetImage(ctx, ref)
 	if err != nil {
 		t.Fatal(err)
@@ -162,14 +169,16 @@ func layerFiles(t *testing.T, bed *e2etest.Bed, ref string) []string {
 		t.Fatal(err)
 	}
 	service := bed.Client().SnapshotService(harness.Snapshotter)
-	mounts, err := service.Prepare(ctx, "look", identity.ChainID(ids).String(), snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "test"}))
+	mounts, err := service.Prepare(ctx, key, identity.ChainID(ids).String(), snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "test"}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := service.Remove(ctx, "look"); err != nil {
-		t.Fatal(err)
-	}
-	return erofsSources(mounts)
+	t.Cleanup(func() {
+		if err := service.Remove(ctx, key); err != nil {
+			t.Errorf("remove snapshot %s: %v", key, err)
+		}
+	})
+	return mounts
 }
 
 func erofsSources(mounts []mount.Mount) []string {

@@ -32,28 +32,42 @@ func TestTheContainerSeesTheImage(t *testing.T) {
 	for _, archive := range []string{"one", "two", "first-light"} {
 		t.Run(archive, func(t *testing.T) {
 			bed := e2etest.Newest(t)
-			image := bed.Image(t, archive, harness.Snapshotter)
-			bed.Image(t, archive, "overlayfs")
-
-			want := hostTree(t, bed, image)
-			args := []string{"/usr/local/bin/tree-list", "-x", "-mtime"}
-			for _, dir := range covered {
-				args = append(args, "-skip", dir)
-			}
-			c := bed.Start(t, e2etest.Spec{Image: image, Args: append(args, "/"), Opts: []oci.SpecOpts{onlyMounts("/proc", "/dev")}})
-			code := c.WaitExitWithin(t, 4*time.Minute)
-			c.Delete(t)
-			if code != 0 || c.Stderr.String() != "" {
-				t.Fatalf("tree-list: code %d, stderr %q", code, c.Stderr)
-			}
-			got := withoutRootTime(c.Stdout.String())
-			t.Logf("%d paths, %d bytes of listing", strings.Count(got, "\n"), len(got))
-			if strings.Count(got, "\n") < 10 {
-				t.Errorf("the listing is suspiciously short:\n%s", got)
-			}
-			compareTrees(t, got, withoutRootTime(want))
+			containerSeesTheImage(t, bed, archive)
 		})
 	}
+}
+
+// containerSeesTheImage compares what a container sees of an image with what the
+// overlayfs snapshotter of the same containerd has unpacked. rootfs are mounts in
+// the place of those that the client would prepare.
+func containerSeesTheImage(t *testing.T, bed *e2etest.Bed, archive string, rootfs ...mount.Mount) *harness.Trace {
+	t.Helper()
+	image := bed.Image(t, archive, harness.Snapshotter)
+	bed.Image(t, archive, "overlayfs")
+	want := hostTree(t, bed, image)
+	args := []string{"/usr/local/bin/tree-list", "-x", "-mtime"}
+	for _, dir := range covered {
+		args = append(args, "-skip", dir)
+	}
+	c := bed.Start(t, e2etest.Spec{
+		Image: image, Args: append(args, "/"), Opts: []oci.SpecOpts{onlyMounts("/proc", "/dev")}, Rootfs: rootfs,
+	})
+	code := c.WaitExitWithin(t, 4*time.Minute)
+	c.Delete(t)
+	if code != 0 || c.Stderr.String() != "" {
+		t.Fatalf("tree-list: code %d, stderr %q", code, c.Stderr)
+	}
+	got := withoutRootTime(c.Stdout.String())
+	t.Logf("%d paths, %d bytes of listing", strings.Count(got, "\n"), len(got))
+	if strings.Count(got, "\n") < 10 {
+		t.Errorf("the listing is suspiciously short:\n%s", got)
+	}
+	compareTrees(t, got, withoutRootTime(want))
+	trace, err := bed.Trace(c.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return trace
 }
 
 // onlyMounts takes every mount but these out of a spec.

@@ -2,6 +2,7 @@ package harness
 
 import (
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 
@@ -60,13 +61,18 @@ func containerdConfig(d dirs, o Options) table {
 		},
 		"disabled_plugins": unwanted,
 		"plugins": table{
-			"io.containerd.snapshotter.v1.erofs": table{"default_size": o.DefaultSize},
-			"io.containerd.differ.v1.erofs":      table{"mkfs_options": mkfsOptions},
+			"io.containerd.snapshotter.v1.erofs": with(table{"default_size": o.DefaultSize}, o.Snapshotter),
+			"io.containerd.differ.v1.erofs":      with(table{"mkfs_options": mkfsOptions}, o.Differ),
 			"io.containerd.service.v1.diff-service": table{
 				"default": []string{"erofs", "walking"},
 			},
 		},
 	}
+}
+
+func with(keys, more table) table {
+	maps.Copy(keys, more)
+	return keys
 }
 
 // ShimConfig is the shim's configuration file as nested tables, to be changed

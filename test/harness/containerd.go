@@ -34,6 +34,9 @@ type Options struct {
 	Name        string
 	DefaultSize string // of the writable layer, default "64M"
 	LogLevel    string // of containerd, default "info"
+	// Snapshotter and Differ are keys of containerd's EROFS snapshotter and
+	// differ, besides or instead of those that a run has anyway.
+	Snapshotter, Differ map[string]any
 	// ShimDir is put in front of PATH; default is the build folder's bin.
 	ShimDir string
 }

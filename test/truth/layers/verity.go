@@ -15,14 +15,19 @@ import (
 // containerd's differ uses.
 const verityBlock = 4096
 
-// Protected is Plain with a hash tree behind the filesystem, made with the
-// library and the parameters of containerd's differ (internal/dmverity): a salt
-// of 32 zeros, and the metadata file beside the layer.
+// Protected is Plain with a hash tree behind the filesystem.
 func (m Maker) Protected(ctx context.Context, name string, tar []byte) (Lower, error) {
 	path, err := m.Plain(ctx, name, tar)
 	if err != nil {
 		return Lower{}, err
 	}
+	return Protect(path)
+}
+
+// Protect puts a hash tree behind the filesystem in a file, which grows, with the
+// library and the parameters of containerd's differ (internal/dmverity): a salt
+// of 32 zeros, and the metadata file beside the layer.
+func Protect(path string) (Lower, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return Lower{}, err
@@ -31,7 +36,7 @@ func (m Maker) Protected(ctx context.Context, name string, tar []byte) (Lower, e
 	params.DataBlockSize, params.HashBlockSize = verityBlock, verityBlock
 	params.DataBlocks = (uint64(info.Size()) + verityBlock - 1) / verityBlock
 	params.Salt, params.SaltSize = make([]byte, 32), 32
-	params.UUID = uuid.NewSHA1(uuid.NameSpaceOID, []byte(name))
+	params.UUID = uuid.NewSHA1(uuid.NameSpaceOID, []byte(path))
 	offset := params.DataBlocks * verityBlock
 	params.HashAreaOffset = offset
 	tree, err := verity.GetHashTreeSize(&params)
