@@ -15,6 +15,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/image-spec/identity"
 
 	"github.com/erofsvm/erofsvm/test/harness"
@@ -174,7 +175,7 @@ func prepare(t *testing.T, bed *e2etest.Bed, ref, key string) []mount.Mount {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := service.Remove(ctx, key); err != nil {
+		if err := service.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) { // it can be committed
 			t.Errorf("remove snapshot %s: %v", key, err)
 		}
 	})
