@@ -17,6 +17,11 @@ import (
 // ErrGone is returned by every method of a VM whose process has ended.
 var ErrGone = errors.New("virtual machine is gone")
 
+// MemoryBlockMiB is what AddMemory adds memory in: Linux takes it in blocks of
+// that size, in a VM that booted with less than 64 GiB
+// (arch/x86/mm/init_64.c, probe_memory_block_size).
+const MemoryBlockMiB = 128
+
 // Driver is a format driver of QEMU's block layer.
 type Driver string
 
@@ -76,6 +81,20 @@ type VM interface {
 	// first. Detaching a disk that is not attached is no error. After an error
 	// the disk may be half gone, and a further call goes on with it.
 	Detach(ctx context.Context, id string) error
+	// Limits is the largest size that AddCPUs and AddMemory can give the VM; at
+	// least what it has.
+	Limits() (vcpus, memoryMiB int)
+	// AddCPUs plugs processors in until the VM has total of them; one that has
+	// as many is left alone. It returns how many the VM has, with an error too.
+	// The guest may find them later, and has to bring them online by itself.
+	// Legal after WaitReady; there is no way back.
+	AddCPUs(ctx context.Context, total int) (vcpus int, err error)
+	// AddMemory plugs memory in, in blocks of MemoryBlockMiB, until the VM has
+	// totalMiB or more, and waits until the guest has taken it; what it has
+	// already is left alone. It returns how much the VM has, with an error too: memory that the guest has
+	// not taken in time is plugged in all the same, and a further call waits for
+	// it again. Legal after WaitReady; there is no way back.
+	AddMemory(ctx context.Context, totalMiB int) (memoryMiB int, err error)
 	// WaitReady waits until the agent in the guest listens. When it gives up,
 	// the VM is still there, for the caller to Kill; the error has the tails
 	// that Tail returns.

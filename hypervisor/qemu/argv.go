@@ -48,6 +48,14 @@ var consoleParams = []string{"console=ttyS0", "quiet", "panic=-1"}
 // here.
 var timerParams = []string{"no_timer_check"}
 
+// memoryParams: memory beyond 4 GiB, which plugged memory always is, has the
+// kernel keep 64 MiB aside, and write to all of it, for devices that reach no
+// further (pci_swiotlb_detect_4gb in arch/x86/kernel/pci-dma.c): there are none.
+// And plugged memory carries its own page descriptors, a 64th of it. They would
+// be taken from what the VM began with, and a guest to which 64 times as much is
+// plugged at once would die of it.
+var memoryParams = []string{"swiotlb=noforce", "memory_hotplug.memmap_on_memory=1"}
+
 // argv is QEMU's command line without the name of the program. It depends on
 // nothing but its arguments.
 func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
@@ -59,13 +67,13 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		"-machine", s.Machine + ",memory-backend=memory,dump-guest-core=off,usb=off,sata=off,smbus=off,vmport=off",
 		"-accel", string(accel),
 		"-cpu", cpu(accel),
-		"-smp", strconv.Itoa(s.VCPUs),
-		"-m", fmt.Sprintf("%dM", s.MemoryMiB),
+		"-smp", processors(s),
+		"-m", memorySize(s),
 		"-object", memory(s.MemoryMiB, dev.SharedMemory),
 		"-rtc", "base=utc",
 		"-kernel", s.Kernel,
 		"-initrd", s.Initrd,
-		"-append", strings.Join(slices.Concat(consoleParams, timerParams, s.KernelParams), " "),
+		"-append", strings.Join(slices.Concat(consoleParams, timerParams, memoryParams, s.KernelParams), " "),
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP),
 		"-mon", "chardev=qmp,mode=control",
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", fdConsole),
@@ -78,7 +86,26 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 	if s.stopped {
 		args = append(args, "-S")
 	}
+	if s.disguised {
+		args = append(args, disguise...)
+	}
 	return args
+}
+
+// processors are those of one socket, since then the guest's scheduler knows
+// that they share a cache; left alone, older machine types take a socket each.
+func processors(s Spec) string {
+	if s.MaxVCPUs <= s.VCPUs {
+		return strconv.Itoa(s.VCPUs)
+	}
+	return fmt.Sprintf("%d,sockets=1,cores=%d,threads=1,maxcpus=%[2]d", s.VCPUs, s.MaxVCPUs)
+}
+
+func memorySize(s Spec) string {
+	if s.MaxMemoryMiB <= s.MemoryMiB {
+		return fmt.Sprintf("%dM", s.MemoryMiB)
+	}
+	return fmt.Sprintf("size=%dM,slots=%d,maxmem=%dM", s.MemoryMiB, memorySlots, s.MaxMemoryMiB)
 }
 
 // cpu is the fullest model the accelerator has: images built for x86-64-v2 and
@@ -94,10 +121,18 @@ func cpu(accel Accelerator) string {
 // memory is the guest's. Only shared memory is a file that a vhost-user daemon
 // can map.
 func memory(mib int, shared bool) string {
+	backend := fmt.Sprintf("%s,id=memory,size=%dM", backendType(shared), mib)
 	if shared {
-		return fmt.Sprintf("memory-backend-memfd,id=memory,size=%dM,share=on", mib)
+		backend += ",share=on"
 	}
-	return fmt.Sprintf("memory-backend-ram,id=memory,size=%dM", mib)
+	return backend
+}
+
+func backendType(shared bool) string {
+	if shared {
+		return "memory-backend-memfd"
+	}
+	return "memory-backend-ram"
 }
 
 func vsockDevice(dev vsock.Wiring) []string {

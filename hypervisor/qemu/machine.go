@@ -55,6 +55,7 @@ type Machine struct {
 	// PCI device. A channel, so that waiting for room ends with the caller's
 	// context.
 	unplugging chan struct{}
+	growth     growth
 
 	mu       sync.Mutex // guards what follows; never held over I/O
 	timings  Timings
@@ -95,6 +96,7 @@ func Start(ctx context.Context, spec Spec) (*Machine, error) {
 		disks: map[string]*disk{},
 
 		unplugging: make(chan struct{}, unplugsAtOnce),
+		growth:     newGrowth(spec),
 	}
 	if err := m.start(ctx); err != nil {
 		return nil, fmt.Errorf("start virtual machine: %w", err)
@@ -122,6 +124,9 @@ func (m *Machine) start(ctx context.Context) (err error) {
 	if m.accel, err = chooseAccelerator(ctx, m.spec); err != nil {
 		return err
 	}
+	if m.accel.Accelerator == AcceleratorTCG && !m.spec.disguised {
+		m.spec.MaxVCPUs = m.spec.VCPUs
+	}
 	if m.aio, err = chooseAIO(ctx, m.spec); err != nil {
 		return err
 	}
@@ -134,6 +139,7 @@ func (m *Machine) start(ctx context.Context) (err error) {
 	phase(&m.timings.Vsock)
 
 	wiring := m.vsock.Wiring()
+	m.growth.shared = wiring.SharedMemory
 	m.proc, err = launch(m.spec.Binary, argv(m.spec, m.accel.Accelerator, wiring), wiring.File)
 	m.vsock.Release()
 	if err != nil {
@@ -167,6 +173,7 @@ func (m *Machine) start(ctx context.Context) (err error) {
 	log.G(ctx).WithFields(log.Fields{
 		"pid": m.Pid(), "qemu": m.proc.monitor.Version().String(), "accelerator": m.accel.Accelerator,
 		"reason": m.accel.Reason, "aio": m.aio, "vsock": wiring.Kind,
+		"max_vcpus": m.spec.MaxVCPUs, "max_memory_mib": m.spec.MaxMemoryMiB,
 	}).Debug("QEMU answers")
 	return nil
 }

@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -65,6 +66,11 @@ type Spec struct {
 	Accelerator Accelerator
 	VCPUs       int
 	MemoryMiB   int
+	// MaxVCPUs and MaxMemoryMiB are how large AddCPUs and AddMemory can make the
+	// VM; 0 is what it begins with. Memory comes in whole blocks of 128 MiB.
+	// Under TCG MaxVCPUs has no meaning, see Machine.Limits.
+	MaxVCPUs     int
+	MaxMemoryMiB int
 
 	// Kernel is a bzImage, or an uncompressed ELF vmlinux with a PVH note.
 	Kernel string
@@ -96,6 +102,9 @@ type Spec struct {
 	// stopped keeps the guest from running (-S), for tests of what QEMU does
 	// without one.
 	stopped bool
+	// disguised has the guest of a TCG without KVM take processors, for tests,
+	// see disguise.
+	disguised bool
 }
 
 // ErrSpec is wrapped by every error about a Spec that Start refuses before it
@@ -111,6 +120,11 @@ func (s Spec) withDefaults() Spec {
 	}
 	if s.Accelerator == "" {
 		s.Accelerator = AcceleratorAuto
+	}
+	s.MaxVCPUs = cmp.Or(s.MaxVCPUs, s.VCPUs)
+	s.MaxMemoryMiB = cmp.Or(s.MaxMemoryMiB, s.MemoryMiB)
+	if more := s.MaxMemoryMiB - s.MemoryMiB; more > 0 {
+		s.MaxMemoryMiB -= more % memoryBlockMiB
 	}
 	if s.BlockDriver == "" {
 		s.BlockDriver = VirtioBlk
@@ -174,6 +188,12 @@ func (s Spec) validate() error {
 	}
 	if s.MemoryMiB < minMemoryMiB {
 		bad("hypervisor.memory_mib", "%d MiB is less than %d MiB", s.MemoryMiB, minMemoryMiB)
+	}
+	if s.MaxVCPUs != s.VCPUs && (s.MaxVCPUs < s.VCPUs || s.MaxVCPUs > maxVCPUs) {
+		bad("hypervisor.max_vcpus", "%d is not between hypervisor.vcpus (%d) and %d", s.MaxVCPUs, s.VCPUs, maxVCPUs)
+	}
+	if s.MaxMemoryMiB < s.MemoryMiB {
+		bad("hypervisor.max_memory_mib", "%d MiB is less than hypervisor.memory_mib (%d MiB)", s.MaxMemoryMiB, s.MemoryMiB)
 	}
 	if s.DiskSlots < 0 || s.DiskSlots > MaxDiskSlots {
 		bad("hypervisor.slots", "%d is not between 0 and %d", s.DiskSlots, MaxDiskSlots)

@@ -27,6 +27,7 @@ import (
 	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/hypervisor/qemu"
 	"github.com/erofsvm/erofsvm/rootfs"
+	"github.com/erofsvm/erofsvm/runtime/sizing"
 	"github.com/erofsvm/erofsvm/runtime/stdio"
 )
 
@@ -42,6 +43,8 @@ type fakeVM struct {
 	err   error
 	conns []net.Conn // the host's ends
 	disks []string   // that are attached
+
+	limits sizing.Size // none: it cannot grow
 }
 
 func (v *fakeVM) Attach(_ context.Context, d hypervisor.Disk) (hypervisor.Attachment, error) {
@@ -137,6 +140,7 @@ type fakeAgent struct {
 	copied    []*pb.CopyFileRequest
 	execs     []*pb.ExecProcessRequest
 	updated   *pb.LinuxResources
+	block     uint64 // of memory, in bytes
 	kills     uint64 // for want of memory
 	counts    bool   // the agent says so in its statistics
 }

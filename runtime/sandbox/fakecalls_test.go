@@ -36,7 +36,15 @@ func (a *fakeAgent) GetGuestDetails(ctx context.Context, _ *pb.GuestDetailsReque
 	if a.wire {
 		details.ExtraFeatures = append(details.ExtraFeatures, streamwire.Feature)
 	}
-	return &pb.GuestDetailsResponse{AgentDetails: details}, nil
+	return &pb.GuestDetailsResponse{AgentDetails: details, MemBlockSizeBytes: a.block}, nil
+}
+
+func (a *fakeAgent) OnlineCPUMem(ctx context.Context, r *pb.OnlineCPUMemRequest) (*emptypb.Empty, error) {
+	what := "processors"
+	if !r.GetCpuOnly() {
+		what = "all"
+	}
+	return ok(a.called(ctx, "OnlineCPUMem", r.GetNbCpus(), what))
 }
 
 func (a *fakeAgent) CreateContainer(ctx context.Context, r *pb.CreateContainerRequest) (*emptypb.Empty, error) {
@@ -196,4 +204,18 @@ func (a *fakeAgent) CopyFile(ctx context.Context, r *pb.CopyFileRequest) (*empty
 	a.copied = append(a.copied, r)
 	a.mu.Unlock()
 	return ok(a.called(ctx, "CopyFile", r.GetPath()))
+}
+
+func (v *fakeVM) Limits() (vcpus, memoryMiB int) { return v.limits.VCPUs, v.limits.MemoryMiB }
+
+// AddCPUs is recorded among the agent's calls, and fails as they do.
+func (v *fakeVM) AddCPUs(ctx context.Context, total int) (int, error) {
+	if err := v.agent.called(ctx, "AddCPUs", total); err != nil {
+		return total - 1, err
+	}
+	return total, nil
+}
+
+func (v *fakeVM) AddMemory(ctx context.Context, totalMiB int) (int, error) {
+	return totalMiB, v.agent.called(ctx, "AddMemory", totalMiB)
 }

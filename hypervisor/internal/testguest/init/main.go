@@ -2,8 +2,9 @@
 // the modules it finds in /modules, listens on vsock port 1024, dials the host
 // on port 1028 and answers one line of request with one line of JSON.
 //
-// It is no agent: it knows disks as /sys/block shows them, and does to them what
-// a test asks for, one request at a time for each connection.
+// It is no agent: it knows disks as /sys/block shows them, and the size of the
+// machine, and does to them what a test asks for, one request at a time for each
+// connection.
 package main
 
 import (
@@ -125,6 +126,9 @@ var requests = map[string]struct {
 	"mount":   {2, func(a []string) (any, error) { return done, mount(a[0], a[1]) }},
 	"trim":    {1, func(a []string) (any, error) { return done, trim(a[0]) }},
 	"unmount": {1, func(a []string) (any, error) { return done, unix.Unmount(mountPoint(a[0]), 0) }},
+	"size":    {0, func([]string) (any, error) { return machineSize() }},
+	"online":  {1, func(a []string) (any, error) { return online(a[0]) }},
+	"hold":    {1, func(a []string) (any, error) { return done, hold(a[0]) }},
 	"panic":   {0, func([]string) (any, error) { return done, os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0) }},
 }
 
