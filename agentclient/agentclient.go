@@ -50,7 +50,7 @@ type Deadlines struct {
 	Sandbox time.Duration // CreateSandbox, DestroySandbox, SetGuestDateTime, ReseedRandomDev, network
 	Create  time.Duration // CreateContainer, ExecProcess: disks are awaited and mounted
 	Start   time.Duration // StartContainer
-	Signal  time.Duration // SignalProcess, TtyWinResize, CloseStdin, Pause, Resume, Update
+	Signal  time.Duration // SignalProcess, TtyWinResize, CloseStdin, Pause, Resume, Update, OnlineCPUMem
 	Remove  time.Duration // RemoveContainer: filesystems are written back and unmounted
 	Copy    time.Duration // CopyFile, each message
 }

@@ -36,9 +36,18 @@ func (c *Client) Version(ctx context.Context) (*pb.VersionCheckResponse, error) 
 	return call(ctx, "Health.Version", c.deadlines.Query, c.health.Version, &pb.CheckRequest{})
 }
 
-// GetGuestDetails returns what the agent says of itself.
+// GetGuestDetails returns what the agent says of itself, and the size of the
+// blocks in which its kernel takes memory.
 func (c *Client) GetGuestDetails(ctx context.Context) (*pb.GuestDetailsResponse, error) {
-	return call(ctx, "GetGuestDetails", c.deadlines.Query, c.agent.GetGuestDetails, &pb.GuestDetailsRequest{})
+	return call(ctx, "GetGuestDetails", c.deadlines.Query, c.agent.GetGuestDetails, &pb.GuestDetailsRequest{MemBlockSize: true})
+}
+
+// OnlineCPUMem has the agent bring online what was plugged into its VM: it waits
+// for so many processors, and with memory for none.
+func (c *Client) OnlineCPUMem(ctx context.Context, vcpus int, memory bool) error {
+	_, err := call(ctx, "OnlineCPUMem", c.deadlines.Signal, c.agent.OnlineCPUMem,
+		&pb.OnlineCPUMemRequest{Wait: vcpus > 0, NbCpus: uint32(vcpus), CpuOnly: !memory})
+	return err
 }
 
 // SetGuestDateTime sets the guest's clock to t, in whole microseconds.

@@ -52,14 +52,16 @@ type Config struct {
 
 // Hypervisor configures QEMU.
 type Hypervisor struct {
-	Path        string `toml:"path"`
-	Machine     string `toml:"machine"`
-	Accelerator string `toml:"accelerator"`
-	VCPUs       int    `toml:"vcpus"`
-	MemoryMiB   int    `toml:"memory_mib"`
-	Slots       int    `toml:"slots"`
-	BlockDriver string `toml:"block_driver"`
-	AIO         string `toml:"aio"`
+	Path         string `toml:"path"`
+	Machine      string `toml:"machine"`
+	Accelerator  string `toml:"accelerator"`
+	VCPUs        int    `toml:"vcpus"`
+	MemoryMiB    int    `toml:"memory_mib"`
+	MaxVCPUs     int    `toml:"max_vcpus"`
+	MaxMemoryMiB int    `toml:"max_memory_mib"`
+	Slots        int    `toml:"slots"`
+	BlockDriver  string `toml:"block_driver"`
+	AIO          string `toml:"aio"`
 }
 
 // Guest names the guest image.
@@ -241,6 +243,12 @@ func (c *Config) validate() error {
 	oneOf("hypervisor.accelerator", c.Hypervisor.Accelerator, "auto", "kvm", "tcg")
 	between("hypervisor.vcpus", c.Hypervisor.VCPUs, 1, 255)
 	between("hypervisor.memory_mib", c.Hypervisor.MemoryMiB, 128, 1<<20)
+	if c.Hypervisor.MaxVCPUs != 0 {
+		between("hypervisor.max_vcpus", c.Hypervisor.MaxVCPUs, c.Hypervisor.VCPUs, 255)
+	}
+	if c.Hypervisor.MaxMemoryMiB != 0 {
+		between("hypervisor.max_memory_mib", c.Hypervisor.MaxMemoryMiB, c.Hypervisor.MemoryMiB, 1<<20)
+	}
 	between("hypervisor.slots", c.Hypervisor.Slots, 2, 512)
 	oneOf("hypervisor.block_driver", c.Hypervisor.BlockDriver, "virtio-blk", "virtio-scsi")
 	oneOf("hypervisor.aio", c.Hypervisor.AIO, "threads", "io_uring")

@@ -72,6 +72,8 @@ func TestBadConfigurationNamesFileLineAndKey(t *testing.T) {
 		{"zero deadline", "[deadlines]\nagent = \"0s\"\n", []string{"deadlines.agent"}},
 		{"accelerator", "[hypervisor]\naccelerator = \"hax\"\n", []string{"hypervisor.accelerator", "auto, kvm, tcg"}},
 		{"memory", "[hypervisor]\nmemory_mib = 12\n", []string{"hypervisor.memory_mib", "128"}},
+		{"fewer processors at most", "[hypervisor]\nvcpus = 4\nmax_vcpus = 2\n", []string{"hypervisor.max_vcpus", "4"}},
+		{"less memory at most", "[hypervisor]\nmax_memory_mib = 511\n", []string{"hypervisor.max_memory_mib", "512"}},
 		{"suboption injection", "[guest]\nkernel = \"/boot/x,readonly=off\"\n", []string{"guest.kernel", "comma"}},
 		{"relative kernel", "[guest]\nkernel = \"vmlinux\"\n", []string{"guest.kernel", "absolute"}},
 		{"two errors at once", "[hypervisor]\nvcpus = 0\nslots = 0\n", []string{"vcpus", "slots"}},

@@ -34,6 +34,7 @@ type container struct {
 	ending bool // its own process has ended: no exec starts any more
 	frozen bool // Pause or Resume is under way
 	oom    oomCount
+	limits *pb.LinuxResources         // what it may use, as it was created or updated last; never changed
 	stats  *pb.StatsContainerResponse // the last that was asked for
 }
 

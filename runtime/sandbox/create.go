@@ -53,7 +53,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	for _, d := range guest.Dropped {
 		s.log.WithField("container", req.ID).Warnf("not for the guest: %s", d)
 	}
-	c, m, err := s.admit(req, spec, guest.Hooks, begun, func() { abandon(errAbandoned) })
+	c, m, err := s.admit(req, spec, guest, begun, func() { abandon(errAbandoned) })
 	if err != nil {
 		return 0, err
 	}
@@ -78,6 +78,10 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 
 	if err := m.await(ctx); err != nil {
 		return 0, err
+	}
+	if err := s.grow(ctx, m); err != nil {
+		// Its limits bind all the same, to what there is.
+		s.log.WithField("container", req.ID).WithError(err).Warn("the virtual machine is smaller than its containers' limits")
 	}
 	storages, err := m.attach(ctx, c, plan)
 	if err != nil {
@@ -130,12 +134,13 @@ func convert(spec *specs.Spec, req *CreateRequest) (guestspec.Result, error) {
 var reserved = []string{"sandbox", "shared"}
 
 // admit takes a container in, with the VM that it is to run in.
-func (s *Sandbox) admit(req *CreateRequest, spec *specs.Spec, hooks guestspec.HostHooks, begun time.Time, abandon context.CancelFunc) (*container, *machine, error) {
+func (s *Sandbox) admit(req *CreateRequest, spec *specs.Spec, guest guestspec.Result, begun time.Time, abandon context.CancelFunc) (*container, *machine, error) {
 	if !identifier.MatchString(req.ID) || slices.Contains(reserved, req.ID) {
 		return nil, nil, fmt.Errorf("container id %q: %w", req.ID, errdefs.ErrInvalidArgument)
 	}
 	c := newContainer(req.ID, req.Bundle, req.Streams, abandon)
-	c.hooks, c.annotations = hooks, spec.Annotations
+	c.hooks, c.annotations = guest.Hooks, spec.Annotations
+	c.limits = guest.Spec.GetLinux().GetResources()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.containers[req.ID]; ok {

@@ -62,6 +62,7 @@ type machine struct {
 	vm      hypervisor.VM // may be set although err is
 	agent   *agentclient.Client
 	wire    bool // the agent speaks docs/streams-wire.md
+	size    size
 	err     error
 }
 
@@ -92,6 +93,7 @@ func newMachine(s *Sandbox, req *CreateRequest, hostname string, begun time.Time
 		trace: newTrace(req.Config.Debug.TraceDir, s.namespace, req.ID, begun),
 		start: s.start, died: s.died, oom: s.watchOOM,
 		ctx: ctx, cancel: cancel, ready: make(chan struct{}),
+		size: size{turn: make(chan struct{}, 1)},
 	}
 }
 
@@ -141,7 +143,8 @@ func (m *machine) obtain(ctx context.Context) error {
 	}
 	m.vm = vm
 	accelerator, reason := vm.Accelerator()
-	m.log.Infof("virtual machine started with %s: %s", accelerator, reason)
+	vcpus, mib := vm.Limits()
+	m.log.Infof("virtual machine started with %s: %s; it can grow to %d processors and %d MiB", accelerator, reason, vcpus, mib)
 	m.trace.set(func(t *traceFile) { t.Accelerator, t.Kernel = string(accelerator), spec.Kernel })
 
 	begun = time.Now()
@@ -171,8 +174,7 @@ func (m *machine) personalise(ctx context.Context) error {
 	defer m.trace.phase("personalise", begun)
 	seed := make([]byte, seedSize)
 	rand.Read(seed)
-	err := m.agent.Check(ctx)
-	if err != nil {
+	if err := m.agent.Check(ctx); err != nil {
 		return err
 	}
 	if err := m.agent.ReseedRandomDev(ctx, seed); err != nil {
@@ -181,19 +183,22 @@ func (m *machine) personalise(ctx context.Context) error {
 	if err := m.agent.SetGuestDateTime(ctx, time.Now()); err != nil {
 		return err
 	}
-	if m.wire, err = m.speaksStreams(ctx); err != nil {
+	if err := m.learn(ctx); err != nil {
 		return err
 	}
 	return m.agent.CreateSandbox(ctx, &pb.CreateSandboxRequest{Hostname: m.hostname, SandboxId: m.id})
 }
 
-// speaksStreams asks the agent. One that tells nothing of itself does not.
-func (m *machine) speaksStreams(ctx context.Context) (bool, error) {
+// learn asks the agent what it and its kernel can. One that tells nothing can
+// neither carry streams nor take memory.
+func (m *machine) learn(ctx context.Context) error {
 	details, err := m.agent.GetGuestDetails(ctx)
-	if errdefs.IsNotImplemented(err) {
-		return false, nil
+	if err != nil && !errdefs.IsNotImplemented(err) {
+		return err
 	}
-	return slices.Contains(details.GetAgentDetails().GetExtraFeatures(), streamwire.Feature), err
+	m.wire = slices.Contains(details.GetAgentDetails().GetExtraFeatures(), streamwire.Feature)
+	m.measure(details.GetMemBlockSizeBytes())
+	return nil
 }
 
 // spawn starts a goroutine that ends with the VM, unless stop already waits for
@@ -211,6 +216,7 @@ func (m *machine) spawn(task func()) error {
 // spec translates the configuration.
 func (m *machine) spec() (qemu.Spec, error) {
 	h := m.cfg.Hypervisor
+	largest := most(h, hostSize())
 	binary, err := lookUp("hypervisor.path", h.Path)
 	if err != nil {
 		return qemu.Spec{}, err
@@ -230,6 +236,8 @@ func (m *machine) spec() (qemu.Spec, error) {
 		Accelerator:  qemu.Accelerator(h.Accelerator),
 		VCPUs:        h.VCPUs,
 		MemoryMiB:    h.MemoryMiB,
+		MaxVCPUs:     largest.VCPUs,
+		MaxMemoryMiB: largest.MemoryMiB,
 		Kernel:       m.cfg.Guest.Kernel,
 		Initrd:       m.cfg.Guest.Initrd,
 		KernelParams: strings.Fields(m.cfg.Guest.KernelParams),

@@ -32,7 +32,8 @@ func (s *Sandbox) Stats(ctx context.Context, id string) (*pb.StatsContainerRespo
 	return p.c.stats, nil
 }
 
-// Update changes the limits of a container in the guest.
+// Update changes the limits of a container in the guest, which grows first if
+// they ask for it. After an error they are as they were.
 func (s *Sandbox) Update(ctx context.Context, id string, resources *pb.LinuxResources) error {
 	p, m, err := s.findCreated(id, "")
 	if err != nil {
@@ -41,7 +42,12 @@ func (s *Sandbox) Update(ctx context.Context, id string, resources *pb.LinuxReso
 	if state, _ := p.current(); state == Stopped || state == Deleted {
 		return fmt.Errorf("update %s: it is %s, not %s: %w", p, state, Running, errdefs.ErrFailedPrecondition)
 	}
-	if err := m.agent.UpdateContainer(ctx, id, resources); err != nil {
+	undo := p.c.changeLimits(resources)
+	if err = s.grow(ctx, m); err == nil {
+		err = m.agent.UpdateContainer(ctx, id, resources)
+	}
+	if err != nil {
+		undo()
 		return fmt.Errorf("update %s: %w", p, err)
 	}
 	return nil

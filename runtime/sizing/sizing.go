@@ -21,7 +21,8 @@ type Policy struct {
 	Base Size // of a VM when it boots
 	Max  Size // what it can become; at least Base
 	// OverheadMiB is what the guest needs besides what its containers may use:
-	// kernel, agent, page tables.
+	// kernel, agent, page tables. A 64th of what is added, in which the kernel
+	// describes its pages, comes on top.
 	OverheadMiB int
 	// BlockMiB is the unit in which memory is added, as the guest's kernel
 	// says (mem_block_size_bytes); at least 1.
@@ -73,7 +74,9 @@ func (p Policy) memory(bytes uint64) int {
 		return p.Base.MemoryMiB
 	}
 	block := uint64(max(p.BlockMiB, 1))
-	more := (need - uint64(p.Base.MemoryMiB) + block - 1) / block * block
+	more := need - uint64(p.Base.MemoryMiB)
+	more += (more + 62) / 63 // of 64 pages, 63 can be used
+	more = (more + block - 1) / block * block
 	for more > 0 && uint64(p.Base.MemoryMiB)+more > most {
 		more -= block
 	}

@@ -25,6 +25,8 @@ func TestTheSumOfTheContainersDecidesWithinTheBounds(t *testing.T) {
 		{"less than there is", []*pb.LinuxResources{limits(50_000, 100_000, 100*mib)}, Size{1, 512}},
 		{"what there is and its overhead", []*pb.LinuxResources{limits(0, 0, 448*mib)}, Size{1, 512}},
 		{"a byte more is a block more", []*pb.LinuxResources{limits(0, 0, 448*mib+1)}, Size{1, 640}},
+		{"a block less what it needs itself", []*pb.LinuxResources{limits(0, 0, 574*mib)}, Size{1, 640}},
+		{"a byte more is two", []*pb.LinuxResources{limits(0, 0, 574*mib+1)}, Size{1, 768}},
 		{"parts of processors add up", []*pb.LinuxResources{limits(70_000, 100_000, 0), limits(70_000, 0, 0)}, Size{2, 512}},
 		{"two processors exactly", []*pb.LinuxResources{limits(100_000, 50_000, 0)}, Size{2, 512}},
 		{"memories add up", []*pb.LinuxResources{limits(0, 0, 512*mib), limits(0, 0, 512*mib)}, Size{1, 1152}},
