@@ -123,7 +123,7 @@ func (c *container) abandonExecs() {
 	c.ending = true
 	for _, p := range c.execs {
 		if p.state == Created && !p.starting {
-			p.never()
+			p.never(statusNever)
 		}
 	}
 }

@@ -219,6 +219,14 @@ func TestAStartThatFailsSaysWhyAndHangsNobody(t *testing.T) {
 	w.startedExec(t, "e") // the id is free again
 }
 
+func TestAnExecThatNobodyStartedIsDeletedWithoutAFailure(t *testing.T) {
+	w := running(t, newFakeAgent())
+	w.exec(t, "e")
+	if info, err := w.Delete(t.Context(), "c", "e"); err != nil || info.Exit.Status != 0 {
+		t.Errorf("%+v, %v", info, err)
+	}
+}
+
 func TestExecsThatCannotBeAreRefused(t *testing.T) {
 	w := running(t, newFakeAgent())
 	w.exec(t, "e")

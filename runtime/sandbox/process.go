@@ -143,7 +143,7 @@ func (p *process) endStart(ok bool, started func(), exited func(Exit)) {
 	defer p.c.mu.Unlock()
 	p.starting = false
 	if !ok && p.exec != "" {
-		p.never()
+		p.never(statusNever)
 		return
 	}
 	if ok {
@@ -180,11 +180,11 @@ func (p *process) stop(exit Exit, exited func(Exit)) {
 }
 
 // never ends the life of an exec that has not run, and will not; c.mu is held.
-func (p *process) never() {
+func (p *process) never(status int) {
 	if p.state == Stopped || p.state == Deleted {
 		return
 	}
-	p.state, p.exit = Stopped, Exit{Status: statusNever, At: time.Now()}
+	p.state, p.exit = Stopped, Exit{Status: status, At: time.Now()}
 	close(p.exited)
 }
 
@@ -197,7 +197,7 @@ func (p *process) beginDelete() error {
 		return fmt.Errorf("%s is being deleted: %w", p, errdefs.ErrNotFound)
 	}
 	if p.exec != "" && p.state == Created && !p.starting {
-		p.never()
+		p.never(0) // nobody wanted it to run, as runc's shim has it
 	}
 	if p.state != Stopped {
 		return p.illegal(Stopped)

@@ -30,8 +30,8 @@ import (
 // statusKilled is the exit status of a process whose VM is gone: 128 + SIGKILL.
 const statusKilled = 128 + int(syscall.SIGKILL)
 
-// statusNever is that of an exec that never ran: its start failed, or nobody
-// started it.
+// statusNever is that of an exec that never ran: its start failed, or its
+// container ended first.
 const statusNever = 255
 
 // Sink takes the events of a sandbox, in their order and each of them once.

@@ -9,15 +9,18 @@ package shim
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
 	"time"
 
 	"github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -34,6 +37,10 @@ const (
 // deleteDeadline is within the 5 s that containerd gives to `delete`
 // (core/runtime/v2/shim.go, cleanupTimeout).
 const deleteDeadline = 4 * time.Second
+
+// endDeadline bounds the end of a shim that still serves, and leaves deleteDeadline
+// the time for the rest.
+const endDeadline = 2 * time.Second
 
 // statusUnknown is the exit status of a task whose shim died: 128 + SIGKILL.
 const statusUnknown = 137
@@ -110,9 +117,9 @@ func (inv invocation) run(in io.Reader, out io.Writer) error {
 	return fmt.Errorf("unknown action %q: start, delete, or none to serve", inv.action)
 }
 
-// remove is what containerd calls when a shim is gone, and after an ordinary
-// delete too. It needs nothing but the bundle, touches nothing that the bundle
-// does not name, and can run twice.
+// remove is what containerd calls when a shim is gone, or is taken for gone, and
+// after an ordinary delete too. It needs nothing but the bundle, touches nothing
+// that the bundle does not name, and can run twice.
 func remove(inv invocation, out io.Writer) error {
 	ctx, cancel := context.WithTimeout(context.Background(), deleteDeadline)
 	defer cancel()
@@ -123,11 +130,17 @@ func remove(inv invocation, out io.Writer) error {
 			return fmt.Errorf("delete: %w", err)
 		}
 	}
+	socket := socketOf(bundle)
+	if socket != "" {
+		end(ctx, socket)
+	}
 	pid, err := sandbox.Cleanup(ctx, bundle)
 	if err != nil {
 		return fmt.Errorf("delete %s: %w", inv.id, err)
 	}
-	removeSocket(bundle)
+	if socket != "" {
+		os.Remove(socket)
+	}
 	reply, err := proto.Marshal(&task.DeleteResponse{
 		Pid: uint32(pid), ExitStatus: statusUnknown, ExitedAt: timestamppb.Now(),
 	})
@@ -136,4 +149,26 @@ func remove(inv invocation, out io.Writer) error {
 	}
 	_, err = out.Write(reply)
 	return err
+}
+
+// end asks a shim that still serves a bundle of which containerd wants to know no
+// more, such as one that was too slow to answer, to end, and waits until it does:
+// nobody else will ever ask it. One that cannot be asked is left to its VM's end.
+func end(ctx context.Context, socket string) {
+	ctx, cancel := context.WithTimeout(ctx, endDeadline)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return
+	}
+	closed := make(chan struct{})
+	client := ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(closed) }))
+	defer client.Close()
+	if _, err := task.NewTTRPCTaskClient(client).Shutdown(ctx, &task.ShutdownRequest{Now: true}); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+		return
+	}
+	select {
+	case <-closed: // its VM has ended by then
+	case <-ctx.Done():
+	}
 }

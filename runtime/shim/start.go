@@ -90,18 +90,17 @@ func start(inv invocation, in io.Reader, out io.Writer) (err error) {
 // bootParams returns the parameters of containerd 2.3 and later, or the same
 // made from flags and environment: 2.2 sends runtime options or nothing, and
 // options can decode as parameters, so they only count if they name this very
-// shim.
+// shim. Parameters that leave out where events go leave it to the environment.
 func bootParams(inv invocation, input []byte) *bootstrap.BootstrapParams {
-	var p bootstrap.BootstrapParams
-	err := proto.Unmarshal(input, &p)
-	if err == nil && p.GetInstanceID() == inv.id && p.GetNamespace() == inv.namespace {
-		return &p
+	p := &bootstrap.BootstrapParams{}
+	err := proto.Unmarshal(input, p)
+	if err != nil || p.GetInstanceID() != inv.id || p.GetNamespace() != inv.namespace {
+		p = &bootstrap.BootstrapParams{InstanceID: inv.id, Namespace: inv.namespace, ContainerdGrpcAddress: inv.address}
 	}
-	return &bootstrap.BootstrapParams{
-		InstanceID: inv.id, Namespace: inv.namespace,
-		ContainerdGrpcAddress:  inv.address,
-		ContainerdTtrpcAddress: os.Getenv(ttrpcAddressEnv),
+	if p.GetContainerdTtrpcAddress() == "" {
+		p.ContainerdTtrpcAddress = os.Getenv(ttrpcAddressEnv)
 	}
+	return p
 }
 
 // listen makes the shim's socket. A socket that is left from a shim that died
@@ -197,13 +196,12 @@ func adjustOOMScore(pid int) error {
 	return os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte(strconv.Itoa(min(score+1, 1000))), 0)
 }
 
-// removeSocket removes the socket that the bundle names, if it is still there.
-func removeSocket(bundle string) {
+// socketOf is the socket that the bundle names, "" if it names none.
+func socketOf(bundle string) string {
 	data, err := os.ReadFile(filepath.Join(bundle, addressFile))
 	if err != nil {
-		return
+		return ""
 	}
-	if path, ok := strings.CutPrefix(string(data), "unix://"); ok {
-		os.Remove(path)
-	}
+	path, _ := strings.CutPrefix(string(data), "unix://")
+	return path
 }

@@ -5,10 +5,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -94,18 +96,22 @@ func legacyOptions(t *testing.T) []byte {
 
 func TestStartServesWhateverTheContainerdLineSends(t *testing.T) {
 	for _, tc := range []struct {
-		name  string
-		input func(t *testing.T, id, dir string) []byte
+		name   string
+		input  func(t *testing.T, id, dir string) []byte
+		events string // where they go, "" for the environment's
 	}{
-		{"2.2 without options", func(*testing.T, string, string) []byte { return nil }},
-		{"2.2 with options", func(t *testing.T, _, _ string) []byte { return legacyOptions(t) }},
-		{"2.3 and 2.4", func(t *testing.T, id, dir string) []byte {
+		{name: "2.2 without options", input: func(*testing.T, string, string) []byte { return nil }},
+		{name: "2.2 with options", input: func(t *testing.T, _, _ string) []byte { return legacyOptions(t) }},
+		{name: "2.3 and 2.4", input: func(t *testing.T, id, dir string) []byte {
 			return marshal(t, &bootstrap.BootstrapParams{
 				InstanceID: id, Namespace: "test", SocketDir: proto.String(dir),
 				ContainerdTtrpcAddress: "unix:///nowhere",
 			})
+		}, events: "unix:///nowhere"},
+		{name: "parameters without an address for events", input: func(t *testing.T, id, dir string) []byte {
+			return marshal(t, &bootstrap.BootstrapParams{InstanceID: id, Namespace: "test", SocketDir: proto.String(dir)})
 		}},
-		{"parameters of another shim", func(t *testing.T, _, dir string) []byte {
+		{name: "parameters of another shim", input: func(t *testing.T, _, dir string) []byte {
 			return marshal(t, &bootstrap.BootstrapParams{InstanceID: "other", Namespace: "test", SocketDir: proto.String("/nowhere")})
 		}},
 	} {
@@ -118,7 +124,10 @@ func TestStartServesWhateverTheContainerdLineSends(t *testing.T) {
 				t.Fatalf("start: %v: %s", err, out)
 			}
 			path := checkReply(t, out)
-			checkServes(t, path)
+			if tc.events == "" {
+				tc.events = filepath.Join(bundle, "nobody.sock")
+			}
+			checkServes(t, path, tc.events)
 			if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("the socket is left after the shim's end: %v", err)
 			}
@@ -151,24 +160,53 @@ func checkReply(t *testing.T, out []byte) (socket string) {
 	return strings.TrimPrefix(reply.Address, "unix://")
 }
 
-// checkServes talks to the shim and asks for its end.
-func checkServes(t *testing.T, path string) {
+// connect talks to the shim that serves a socket, and returns its pid.
+func connect(t *testing.T, ctx context.Context, path string) (service task.TTRPCTaskService, pid int) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
 	conn, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	client := ttrpc.NewClient(conn)
-	defer client.Close()
-	service := task.NewTTRPCTaskClient(client)
+	t.Cleanup(func() { client.Close() })
+	service = task.NewTTRPCTaskClient(client)
 	who, err := service.Connect(ctx, &task.ConnectRequest{})
 	if err != nil {
 		t.Fatalf("Connect: %v", err)
 	}
-	if sid, err := unix.Getsid(int(who.ShimPid)); err != nil || sid != int(who.ShimPid) {
-		t.Errorf("the shim %d is in session %d: %v", who.ShimPid, sid, err)
+	return service, int(who.ShimPid)
+}
+
+// watchEnd returns what waits for the end of a process.
+func watchEnd(t *testing.T, pid int) (wait func()) {
+	t.Helper()
+	pidfd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return func() {
+		t.Helper()
+		defer unix.Close(pidfd)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 10000)
+		if n != 1 || err != nil {
+			_ = unix.PidfdSendSignal(pidfd, syscall.SIGKILL, nil, 0)
+			t.Fatalf("the shim does not end: %v", err)
+		}
+	}
+}
+
+// checkServes talks to the shim and asks for its end.
+func checkServes(t *testing.T, path, events string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	service, pid := connect(t, ctx, path)
+	environment, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil || !slices.Contains(strings.Split(string(environment), "\x00"), "TTRPC_ADDRESS="+events) {
+		t.Errorf("the shim's environment does not send events to %s: %v", events, err)
+	}
+	if sid, err := unix.Getsid(pid); err != nil || sid != pid {
+		t.Errorf("the shim %d is in session %d: %v", pid, sid, err)
 	}
 	if _, err := service.State(ctx, &task.StateRequest{ID: "nobody"}); !errdefs.IsNotFound(errgrpc.ToNative(err)) {
 		t.Errorf("State of an unknown task: %v", err)
@@ -176,19 +214,35 @@ func checkServes(t *testing.T, path string) {
 	if _, err := service.Checkpoint(ctx, &task.CheckpointTaskRequest{ID: "nobody"}); !errdefs.IsNotImplemented(errgrpc.ToNative(err)) {
 		t.Errorf("Checkpoint: %v", err)
 	}
-	pidfd, err := unix.PidfdOpen(int(who.ShimPid), 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(pidfd)
+	ended := watchEnd(t, pid)
 	// The connection can end before the reply: containerd expects it too.
 	if _, err := service.Shutdown(ctx, &task.ShutdownRequest{}); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
 		t.Errorf("Shutdown: %v", err)
 	}
-	n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 10000)
-	if n != 1 || err != nil {
-		_ = unix.PidfdSendSignal(pidfd, syscall.SIGKILL, nil, 0)
-		t.Fatalf("the shim does not end: %v", err)
+	ended()
+}
+
+// TestDeleteEndsAShimThatStillServes: containerd takes one for dead that did not
+// answer in time, and asks it for nothing any more.
+func TestDeleteEndsAShimThatStillServes(t *testing.T) {
+	bundle := newBundle(t)
+	id := filepath.Base(bundle)
+	params := marshal(t, &bootstrap.BootstrapParams{InstanceID: id, Namespace: "test", SocketDir: proto.String(socketDir(t))})
+	out, err := runShim(t, bundle, params, "-namespace", "test", "-id", id, "-address", bundle, "start")
+	if err != nil {
+		t.Fatalf("start: %v: %s", err, out)
+	}
+	path := checkReply(t, out)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, pid := connect(t, ctx, path)
+	ended := watchEnd(t, pid)
+	if out, err := runShim(t, bundle, nil, "-namespace", "test", "-id", id, "-bundle", bundle, "delete"); err != nil {
+		t.Fatalf("delete: %v: %s", err, out)
+	}
+	ended()
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is left: %v", err)
 	}
 }
 

@@ -299,9 +299,10 @@ func (s *Service) Connect(_ context.Context, _ *taskapi.ConnectRequest) (*taskap
 }
 
 // Shutdown ends the shim if no container is left; containerd asks after every
-// delete.
-func (s *Service) Shutdown(context.Context, *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
-	if s.sandbox.Empty() {
+// delete. With Now, which containerd does not set but the shim's own `delete`, it
+// ends whatever runs.
+func (s *Service) Shutdown(_ context.Context, r *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
+	if r.Now || s.sandbox.Empty() {
 		s.shutdown()
 	}
 	return &emptypb.Empty{}, nil
