@@ -393,10 +393,8 @@ func testSeccomp(t *testing.T, g *guest) {
 	g.removed(t, p)
 }
 
-// testPlug plugs memory into the machine. Processors cannot be plugged under
-// TCG: the kernel takes those that are not there at the start for plugs of a
-// hypervisor that it knows, and for missing ones of real hardware otherwise
-// (arch/x86/kernel/acpi/boot.c, acpi_is_processor_usable).
+// testPlug plugs memory into the machine. For processors see
+// TestPluggedProcessorsComeOnline.
 func testPlug(t *testing.T, g *guest) {
 	ctx := t.Context()
 	details, err := g.agent.GetGuestDetails(ctx, &pb.GuestDetailsRequest{MemBlockSize: true})

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -98,9 +99,9 @@ type guest struct {
 	agent   pb.AgentServiceService // what the client has no method for
 }
 
-// startGuest boots the image with the agent and connects to it. The end of the
-// test ends it.
-func startGuest(t *testing.T) *guest {
+// startGuest boots the image with the agent, in a QEMU with options of the test
+// besides, and connects to it. The end of the test ends it.
+func startGuest(t *testing.T, options ...string) *guest {
 	t.Helper()
 	qemu := tool(t, "qemu/usr/bin/qemu-system-x86_64")
 	daemon := tool(t, "vhost-device-vsock/usr/bin/vhost-device-vsock")
@@ -121,15 +122,15 @@ func startGuest(t *testing.T) *guest {
 	began := time.Now()
 	// One processor, as pods have by default: under TCG a second one can lose its
 	// timer interrupts and stall the guest (seen in one of some ten boots).
-	g.start(t, qemu, "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
+	g.start(t, qemu, slices.Concat([]string{"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max,la57=off", "-smp", "1", "-m", "512M,slots=1,maxmem=1G",
 		"-object", "memory-backend-memfd,id=ram,size=512M,share=on",
 		"-kernel", filepath.Join(g.dir, image.Kernel), "-initrd", filepath.Join(g.dir, image.Initrd),
 		"-append", "console=ttyS0 panic=-1 quiet no_timer_check",
-		"-serial", "file:"+g.console, "-qmp", "unix:"+filepath.Join(g.dir, "qmp"),
-		"-chardev", "socket,id=vsock,path="+device, "-device", "vhost-user-vsock-pci,chardev=vsock",
+		"-serial", "file:" + g.console, "-qmp", "unix:" + filepath.Join(g.dir, "qmp"),
+		"-chardev", "socket,id=vsock,path=" + device, "-device", "vhost-user-vsock-pci,chardev=vsock",
 		"-device", "virtio-scsi-pci,id=scsi0,bus=pcie.0,addr=09,disable-legacy=on",
-		"-device", "pci-bridge,id=bridge0,bus=pcie.0,addr=08,chassis_nr=1,shpc=off,mem-reserve=1M,pref64-reserve=1M")
+		"-device", "pci-bridge,id=bridge0,bus=pcie.0,addr=08,chassis_nr=1,shpc=off,mem-reserve=1M,pref64-reserve=1M"}, options)...)
 
 	g.monitor = newMonitor(t, accept(t, qmp))
 	_ = accept(t, ready).Close()

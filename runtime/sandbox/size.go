@@ -18,8 +18,8 @@ import (
 
 const (
 	// overheadMiB is what a guest has taken of its memory before its first
-	// container runs, and a little more: 36 MiB its kernel keeps for itself and
-	// some 70 hold the agent and the files it booted from.
+	// container runs, and a little more: of 512 MiB its kernel keeps 47 for
+	// itself, and 43 hold the agent and the files it booted from.
 	overheadMiB = 128
 
 	// What a VM can become if nobody says so. Each processor that could come
