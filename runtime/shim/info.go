@@ -43,8 +43,7 @@ func writeInfo(out io.Writer) error {
 }
 
 // runtimeFeatures promises what the guest's agent does, no more: without user
-// namespaces or recursive read-only mounts, which CRI would offer to pods
-// otherwise.
+// namespaces, which CRI would offer to pods otherwise.
 func runtimeFeatures() features.Features {
 	no := false
 	return features.Features{
@@ -53,8 +52,8 @@ func runtimeFeatures() features.Features {
 		MountOptions: []string{
 			"async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "mand", "noatime", "nodev",
 			"nodiratime", "noexec", "nomand", "norelatime", "nostrictatime", "nosuid", "private", "rbind", "relatime",
-			"remount", "ro", "rprivate", "rshared", "rslave", "runbindable", "rw", "shared", "slave", "strictatime",
-			"suid", "sync", "unbindable",
+			"remount", "ro", "rprivate", "rro", "rrw", "rshared", "rslave", "runbindable", "rw", "shared", "slave",
+			"strictatime", "suid", "sync", "unbindable",
 		},
 		Linux: &features.Linux{
 			Namespaces: []string{"cgroup", "ipc", "mount", "network", "pid", "uts"},

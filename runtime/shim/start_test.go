@@ -23,6 +23,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
+	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -297,8 +298,13 @@ func TestInfoClaimsMountsAndCarriesFeatures(t *testing.T) {
 	if info.Name != Name || info.Version.GetVersion() != Version {
 		t.Errorf("info %v", &info)
 	}
-	if !strings.HasSuffix(info.Features.GetTypeUrl(), "/features/Features") || !json.Valid(info.Features.GetValue()) {
-		t.Errorf("features %v", info.Features)
+	var can features.Features
+	if err := json.Unmarshal(info.Features.GetValue(), &can); err != nil || !strings.HasSuffix(info.Features.GetTypeUrl(), "/features/Features") {
+		t.Fatalf("features %v: %v", info.Features, err)
+	}
+	// By it the CRI tells whether it can offer recursive read-only mounts.
+	if !slices.Contains(can.MountOptions, "rro") {
+		t.Errorf("mount options %q without rro", can.MountOptions)
 	}
 }
 
