@@ -29,7 +29,7 @@ FUZZ_TIME     ?= 2m
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-22s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # What a run of the demo needs: one containerd and not three, whose builds take
 # longest.
@@ -77,6 +77,25 @@ test-e2e: tools guest-image images ## end-to-end and fault tests: containerd, th
 .PHONY: test-vhost-vsock
 test-vhost-vsock: guest-image ## the kernel's vsock backend, inside an outer VM where the host has none (slow)
 	@$(ENV) go test -tags vhostvsock $(TEST_FLAGS) -timeout 30m -v -run VhostVsock ./hypervisor/...
+
+CONFORMANCE := $(BIN)/conformance
+
+.PHONY: conformance-program
+conformance-program:
+	@$(ENV) CGO_ENABLED=0 go build -trimpath -o $(CONFORMANCE) ./test/conformance
+
+.PHONY: conformance
+conformance: guest-image images conformance-program ## the suite shimtest, by others, against the shim
+	@$(ENV) $(CONFORMANCE) shimtest
+
+.PHONY: conformance-containerd
+conformance-containerd: tools guest-image images conformance-program ## the client tests of three containerds (slow)
+	@$(ENV) $(CONFORMANCE) containerd
+
+.PHONY: conformance-short
+conformance-short: guest-image images conformance-program ## what of both fits into the check of a change
+	@$(ENV) $(CONFORMANCE) -short shimtest
+	@$(ENV) $(CONFORMANCE) -short containerd
 
 .PHONY: lint
 lint: tools ## gofmt, vet, staticcheck and the house rules
