@@ -15,7 +15,7 @@ import (
 
 // configuration finds the configuration that containerd's runtime options ask
 // for: a file, a text, or none. Options of runc, which clients send unasked,
-// say nothing about a VM and are ignored.
+// say nothing about that and are ignored.
 func configuration(options *anypb.Any) (configs.Config, error) {
 	config, err := loadConfiguration(options)
 	if errors.Is(err, configs.ErrInvalid) {
@@ -42,6 +42,20 @@ func loadConfiguration(options *anypb.Any) (configs.Config, error) {
 		return configs.Parse("ConfigBody", o.ConfigBody)
 	}
 	return configs.Load(o.ConfigPath)
+}
+
+// shimGroup is the cgroup of the host that containerd's client wants the shim in,
+// "" if it has no wish. That is the one option of runc that says something about
+// a VM.
+func shimGroup(options *anypb.Any) (string, error) {
+	var o runcoptions.Options
+	if options == nil || !options.MessageIs(&o) {
+		return "", nil
+	}
+	if err := options.UnmarshalTo(&o); err != nil {
+		return "", fmt.Errorf("options of runc: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return o.ShimCgroup, nil
 }
 
 // setLogLevel makes the log of this process as talkative as the configuration

@@ -49,6 +49,26 @@ func TestConfigurationComesFromTheOptions(t *testing.T) {
 	}
 }
 
+func TestTheShimsCgroupComesFromOptionsOfRunc(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		options *anypb.Any
+		group   string
+	}{
+		{"none", nil, ""},
+		{"runc's without", options(t, &runcoptions.Options{BinaryName: "crun"}), ""},
+		{"runc's with", options(t, &runcoptions.Options{ShimCgroup: "/pods/a"}), "/pods/a"},
+		{"a file", options(t, &runtimeoptions.Options{ConfigPath: "/x"}), ""},
+	} {
+		if group, err := shimGroup(tc.options); err != nil || group != tc.group {
+			t.Errorf("%s: %q, %v; want %q", tc.name, group, err, tc.group)
+		}
+	}
+	if _, err := shimGroup(&anypb.Any{TypeUrl: "containerd.runc.v1.Options", Value: []byte{0xff}}); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("nonsense: %v", err)
+	}
+}
+
 func TestBadOptionsAreInvalidArguments(t *testing.T) {
 	for _, tc := range []struct {
 		options *anypb.Any

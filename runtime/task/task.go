@@ -27,6 +27,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/runtime/guestspec"
+	"github.com/erofsvm/erofsvm/runtime/hostgroup"
 	"github.com/erofsvm/erofsvm/runtime/metrics"
 	"github.com/erofsvm/erofsvm/runtime/sandbox"
 	"github.com/erofsvm/erofsvm/runtime/stdio"
@@ -95,6 +96,14 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		return nil, toGRPC(err)
 	}
 	if err := setLogLevel(config.Log.Level); err != nil {
+		return nil, toGRPC(err)
+	}
+	// Before the VM is started, which is in the shim's cgroup.
+	group, err := shimGroup(r.Options)
+	if err == nil && group != "" {
+		err = hostgroup.Join(os.Getpid(), group)
+	}
+	if err != nil {
 		return nil, toGRPC(err)
 	}
 	req := &sandbox.CreateRequest{
