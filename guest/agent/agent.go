@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -23,6 +24,7 @@ import (
 	"github.com/erofsvm/erofsvm/guest/agentlog"
 	"github.com/erofsvm/erofsvm/guest/boot"
 	"github.com/erofsvm/erofsvm/guest/container"
+	"github.com/erofsvm/erofsvm/guest/files"
 	"github.com/erofsvm/erofsvm/guest/layout"
 	"github.com/erofsvm/erofsvm/guest/server"
 	"github.com/erofsvm/erofsvm/guest/storage"
@@ -77,6 +79,8 @@ func Run(began time.Time) error {
 	containers := container.NewManager(
 		container.Dirs{Base: storage.Base, State: stateDir},
 		storageSystem(modules, log))
+	sockets := files.NewSockets(filepath.Join(storage.Base, container.Copies))
+	containers.OnRemoval(sockets.Close)
 	calls, err := server.New(server.Config{
 		Containers: containers,
 		Sandbox:    &server.Sandbox{Base: storage.Base},
@@ -91,8 +95,15 @@ func Run(began time.Time) error {
 	if err != nil {
 		return err
 	}
+	filesPort, err := listen(layout.PortFiles)
+	if err != nil {
+		return err
+	}
 	ctx, stop := context.WithCancelCause(context.Background())
 	go func() { stop(fmt.Errorf("serve streams: %w", stream.Serve(ctx, streamPort, containers.Stream, log))) }()
+	go func() {
+		stop(fmt.Errorf("serve files: %w", files.Serve(ctx, filesPort, containers.Root, sockets, log)))
+	}()
 	go func() { stop(fmt.Errorf("serve calls: %w", server.Serve(ctx, calls, agentPort))) }()
 	go serveLog(ctx, lines, log)
 	go func() {

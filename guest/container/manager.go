@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"fmt"
+	"os"
 	"sync"
 	"time"
 
@@ -29,6 +30,7 @@ type Manager struct {
 
 	mu         sync.Mutex
 	containers map[string]*Container
+	gone       func(id string) // nil, or told of each container that is forgotten
 }
 
 // NewManager returns a Manager without containers. Root filesystems are mounted
@@ -36,6 +38,11 @@ type Manager struct {
 func NewManager(dirs Dirs, system storage.System) *Manager {
 	return &Manager{dirs: dirs, system: system, ooms: newOOMQueue(), containers: map[string]*Container{}}
 }
+
+// OnRemoval has f called with the id of each container that is gone, removed or
+// never made whole. f must not call the Manager. It is called before the first
+// Create, once.
+func (m *Manager) OnRemoval(f func(id string)) { m.gone = f }
 
 // Steps is how long the steps of a Create took.
 type Steps struct {
@@ -168,6 +175,16 @@ func (m *Manager) Stream(h streamwire.Hello) (*stream.Stream, error) {
 	return p.stream(h.Stream)
 }
 
+// Root opens the root directory of a container as its processes see it, with all
+// that is mounted there. The caller closes it.
+func (m *Manager) Root(id string) (*os.File, error) {
+	c, err := m.get(id)
+	if err != nil {
+		return nil, err
+	}
+	return c.root()
+}
+
 // Pause stops every process of a container where it is. It waits, until ctx
 // ends, for execs that are being started.
 func (m *Manager) Pause(ctx context.Context, id string) error {
@@ -240,8 +257,11 @@ func (m *Manager) reserve(id string) (*Container, error) {
 
 func (m *Manager) forget(id string) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	delete(m.containers, id)
+	m.mu.Unlock()
+	if m.gone != nil {
+		m.gone(id)
+	}
 }
 
 func (m *Manager) get(id string) (*Container, error) {

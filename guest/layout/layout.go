@@ -36,8 +36,9 @@ func OnDemand(stage string) bool { return stage == StageSCSI || stage == StageVe
 
 // Vsock ports of the guest, and of the host for PortReady.
 const (
-	PortAgent   = 1024            // ttrpc, agent-wire.md
-	PortLog     = 1025            // the agent's log, JSON lines, to whoever connects
-	PortStreams = streamwire.Port // streams of processes, docs/streams-wire.md
-	PortReady   = 1028            // on the host (CID 2): the agent dials it once when it listens
+	PortAgent   = 1024                 // ttrpc, agent-wire.md
+	PortLog     = 1025                 // the agent's log, JSON lines, to whoever connects
+	PortStreams = streamwire.Port      // streams of processes, docs/streams-wire.md
+	PortFiles   = streamwire.FilesPort // files and sockets, docs/files-wire.md
+	PortReady   = 1028                 // on the host (CID 2): the agent dials it once when it listens
 )
