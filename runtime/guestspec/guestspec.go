@@ -28,7 +28,7 @@ type Options struct {
 	// Rootfs is where the guest has the container's root filesystem.
 	Rootfs string
 	// Copies is the directory of the guest below which copies of the host's
-	// files go, one name for each mount.
+	// files, and sockets, go, one name for each mount.
 	Copies string
 	// PassHooks hands hooks that run inside the container over to the guest.
 	// Without it they are refused.
@@ -41,6 +41,8 @@ type Result struct {
 	// Copies are the files and directories of the host that the guest's spec
 	// has mounts from.
 	Copies []Copy
+	// Sockets are the Unix sockets of the host that it has mounts of.
+	Sockets []Socket
 	// Hooks are those that run on the host.
 	Hooks HostHooks
 	// Dropped names the fields that were left out, each as "field: reason", for

@@ -231,3 +231,26 @@ func TestDevicesOfTheHostStayThere(t *testing.T) {
 		t.Errorf("kept %v, dropped %q", kept, r.Dropped)
 	}
 }
+
+func TestASocketIsABindMountOfTheGuests(t *testing.T) {
+	host := load(t, "ctr.json")
+	host.Mounts = []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc"},
+		{Destination: "/run/s", Type: "uds", Source: "/host/./s", Options: []string{"rbind", "ro"}},
+	}
+	r, err := Convert(host, options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []Socket{{Destination: "/run/s", Source: "/host/s", Name: "1"}}; !slices.Equal(r.Sockets, want) || len(r.Copies) != 0 {
+		t.Errorf("sockets %+v, want %+v; copies %+v", r.Sockets, want, r.Copies)
+	}
+	m := r.Spec.Mounts[1]
+	if m.Type != "bind" || m.Source != "/guest/copies/1" || !slices.Contains(m.Options, "bind") || !slices.Contains(m.Options, "ro") {
+		t.Errorf("mount %+v", m)
+	}
+	host.Mounts[1].Source = "s"
+	if _, err := Convert(host, options); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a relative source: %v", err)
+	}
+}

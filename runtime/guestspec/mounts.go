@@ -20,6 +20,18 @@ type Copy struct {
 	ReadOnly    bool   // the container cannot change its copy
 }
 
+// Socket is a Unix socket of the host to which one of the guest is to lead, which
+// is there before the container is created. What it is, nobody has looked at yet.
+type Socket struct {
+	Destination string // of the mount, in the container
+	Source      string // absolute path on the host
+	Name        string // of the guest's, below Options.Copies
+}
+
+// typeSocket is the type of such a mount. The OCI spec has none for it; shims of
+// virtual machines do.
+const typeSocket = "uds"
+
 // hostless are the filesystems that a guest can mount by itself.
 var hostless = []string{"proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2"}
 
@@ -47,6 +59,12 @@ func (r *Result) mounts(in []specs.Mount, o Options) ([]*pb.Mount, error) {
 				return nil, err
 			}
 			out = append(out, bound)
+		case m.Type == typeSocket:
+			socket, err := r.socket(m, i, o)
+			if err != nil {
+				return nil, err
+			}
+			out = append(out, socket)
 		case slices.Contains(hostless, m.Type):
 			out = append(out, &pb.Mount{Destination: m.Destination, Source: m.Source, Type: m.Type, Options: m.Options})
 		default:
@@ -57,8 +75,19 @@ func (r *Result) mounts(in []specs.Mount, o Options) ([]*pb.Mount, error) {
 	return out, nil
 }
 
+// socket makes a mount of a socket of the guest out of one of the host.
+func (r *Result) socket(m specs.Mount, index int, o Options) (*pb.Mount, error) {
+	if !path.IsAbs(m.Source) {
+		return nil, invalid("mounts: %s: source %q of a socket is not absolute", m.Destination, m.Source)
+	}
+	s := Socket{Destination: m.Destination, Source: path.Clean(m.Source), Name: strconv.Itoa(index)}
+	r.Sockets = append(r.Sockets, s)
+	options := append([]string{"bind"}, m.Options...)
+	return &pb.Mount{Destination: m.Destination, Source: path.Join(o.Copies, s.Name), Type: "bind", Options: options}, nil
+}
+
 func isBind(m specs.Mount) bool {
-	return m.Type == "bind" || slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind")
+	return m.Type == "bind" || m.Type != typeSocket && (slices.Contains(m.Options, "bind") || slices.Contains(m.Options, "rbind"))
 }
 
 // bind makes a mount of the guest's copy out of one of a file of the host.

@@ -90,6 +90,9 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	if err := copies.send(ctx, m); err != nil {
 		return 0, err
 	}
+	if err := m.forward(ctx, c, guest.Sockets); err != nil {
+		return 0, err
+	}
 	created := time.Now()
 	c.inGuest = true // even a create that failed may have left something
 	err = m.agent.CreateContainer(ctx, &pb.CreateContainerRequest{

@@ -118,6 +118,8 @@ func (v *fakeVM) Dial(_ context.Context, port uint32) (net.Conn, error) {
 		v.tasks.Go(func() { v.agent.serve(ends[1]) })
 	case streamwire.Port:
 		v.tasks.Go(func() { v.agent.serveStream(ends[1]) })
+	case streamwire.FilesPort:
+		v.tasks.Go(func() { v.agent.serveFiles(ends[1]) })
 	default:
 		return nil, fmt.Errorf("nobody listens at port %d", port)
 	}
@@ -128,7 +130,7 @@ func (v *fakeVM) Dial(_ context.Context, port uint32) (net.Conn, error) {
 // what a test says.
 type fakeAgent struct {
 	pb.AgentServiceService // calls that no test expects panic
-	wire                   bool
+	wire, noFiles          bool
 	ooms                   chan string // unbuffered: whoever sends knows that it was taken
 
 	mu        sync.Mutex
@@ -140,9 +142,11 @@ type fakeAgent struct {
 	copied    []*pb.CopyFileRequest
 	execs     []*pb.ExecProcessRequest
 	updated   *pb.LinuxResources
-	block     uint64 // of memory, in bytes
-	kills     uint64 // for want of memory
-	counts    bool   // the agent says so in its statistics
+	requests  []streamwire.Request // for files
+	forwards  chan net.Conn        // connections that wait for somebody in the guest
+	block     uint64               // of memory, in bytes
+	kills     uint64               // for want of memory
+	counts    bool                 // the agent says so in its statistics
 }
 
 type fakeProcess struct {
@@ -155,7 +159,7 @@ type fakeProcess struct {
 
 func newFakeAgent() *fakeAgent {
 	return &fakeAgent{
-		processes: map[agentclient.Process]*fakeProcess{}, ooms: make(chan string), counts: true,
+		processes: map[agentclient.Process]*fakeProcess{}, ooms: make(chan string), forwards: make(chan net.Conn, 8), counts: true,
 		fail: map[string]error{}, hold: map[string]chan struct{}{}, held: map[string]chan struct{}{},
 	}
 }

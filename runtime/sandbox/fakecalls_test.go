@@ -36,6 +36,9 @@ func (a *fakeAgent) GetGuestDetails(ctx context.Context, _ *pb.GuestDetailsReque
 	if a.wire {
 		details.ExtraFeatures = append(details.ExtraFeatures, streamwire.Feature)
 	}
+	if !a.noFiles {
+		details.ExtraFeatures = append(details.ExtraFeatures, streamwire.FilesFeature)
+	}
 	return &pb.GuestDetailsResponse{AgentDetails: details, MemBlockSizeBytes: a.block}, nil
 }
 

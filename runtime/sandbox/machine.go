@@ -62,6 +62,7 @@ type machine struct {
 	vm      hypervisor.VM // may be set although err is
 	agent   *agentclient.Client
 	wire    bool // the agent speaks docs/streams-wire.md
+	files   bool // and docs/files-wire.md
 	size    size
 	err     error
 }
@@ -190,13 +191,15 @@ func (m *machine) personalise(ctx context.Context) error {
 }
 
 // learn asks the agent what it and its kernel can. One that tells nothing can
-// neither carry streams nor take memory.
+// neither carry streams and files nor take memory.
 func (m *machine) learn(ctx context.Context) error {
 	details, err := m.agent.GetGuestDetails(ctx)
 	if err != nil && !errdefs.IsNotImplemented(err) {
 		return err
 	}
-	m.wire = slices.Contains(details.GetAgentDetails().GetExtraFeatures(), streamwire.Feature)
+	features := details.GetAgentDetails().GetExtraFeatures()
+	m.wire = slices.Contains(features, streamwire.Feature)
+	m.files = slices.Contains(features, streamwire.FilesFeature)
 	m.measure(details.GetMemBlockSizeBytes())
 	return nil
 }

@@ -32,6 +32,7 @@ import (
 	"github.com/erofsvm/erofsvm/runtime/sandbox"
 	"github.com/erofsvm/erofsvm/runtime/stdio"
 	"github.com/erofsvm/erofsvm/runtime/streaming"
+	"github.com/erofsvm/erofsvm/runtime/transfer"
 )
 
 // Service is the Task service of one shim.
@@ -63,6 +64,16 @@ func (s *Service) Register(server *ttrpc.Server) {
 	taskapi.RegisterTTRPCTaskService(server, s)
 	registerV2(server, s)
 	s.streams.Register(server)
+	transfer.New(s.sandbox, s.transferStream).Register(server)
+}
+
+// transferStream is a stream that a client has opened, as package transfer sees it.
+func (s *Service) transferStream(id string) (transfer.Stream, error) {
+	stream, err := s.streams.Claim(id)
+	if err != nil {
+		return nil, err
+	}
+	return stream, nil
 }
 
 // clientStreams are the streams that clients open to the shim, as package stdio
