@@ -7,6 +7,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
@@ -35,9 +36,11 @@ type publisher struct {
 	namespace string
 	log       *log.Entry
 
-	ctx    context.Context
-	cancel context.CancelFunc
-	done   chan struct{} // closed when the sender has ended
+	ctx     context.Context
+	cancel  context.CancelFunc
+	closing chan struct{} // closed by Close
+	done    chan struct{} // closed when the sender has ended
+	lost    int           // events that were given up; read it once done is closed
 
 	mu     sync.Mutex
 	queue  []*types.Envelope
@@ -51,7 +54,7 @@ func newPublisher(address, namespace string, logger *log.Entry) *publisher {
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &publisher{
 		address: strings.TrimPrefix(address, "unix://"), namespace: namespace, log: logger,
-		ctx: ctx, cancel: cancel, done: make(chan struct{}), wake: make(chan struct{}, 1),
+		ctx: ctx, cancel: cancel, closing: make(chan struct{}), done: make(chan struct{}), wake: make(chan struct{}, 1),
 	}
 	go p.send()
 	return p
@@ -83,14 +86,20 @@ func (p *publisher) signal() {
 	}
 }
 
-// Close sends what is queued and ends; what ctx leaves no time for is lost.
+// Close sends what is queued and ends, once. What ctx leaves no time for is lost,
+// and what nobody is there to take: the containerd that comes next finds this
+// shim gone, and tells the end of its tasks by itself.
 func (p *publisher) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closed = true
 	p.signal()
 	p.mu.Unlock()
+	close(p.closing)
 	select {
 	case <-p.done:
+		if p.lost > 0 {
+			return fmt.Errorf("events for containerd: nobody takes %d", p.lost)
+		}
 		return nil
 	case <-ctx.Done():
 		p.cancel()
@@ -134,27 +143,51 @@ func (p *publisher) next() (event *types.Envelope, closed bool) {
 // deliver tries until containerd has the event; false means that the publisher
 // was told to end.
 func (p *publisher) deliver(event *types.Envelope) bool {
+	closing := p.closing
 	for backoff := 50 * time.Millisecond; ; backoff = min(2*backoff, maxBackoff) {
+		last := p.isClosing()
 		err := p.forward(event)
 		if err == nil {
 			return true
 		}
+		p.disconnect()
 		if p.ctx.Err() != nil {
 			return false
 		}
+		if last && nobody(err) {
+			p.lost++
+			return true
+		}
 		p.log.WithError(err).Warnf("event %s not taken, trying again in %s", event.Topic, backoff)
-		p.disconnect()
 		select {
 		case <-time.After(backoff):
+		case <-closing: // once, at once
+			closing = nil
 		case <-p.ctx.Done():
 			return false
 		}
 	}
 }
 
+func (p *publisher) isClosing() bool {
+	select {
+	case <-p.closing:
+		return true
+	default:
+		return false
+	}
+}
+
+var errNoAddress = errors.New(ttrpcAddressEnv + " is not set")
+
+// nobody says whether an event was not taken because there is no containerd.
+func nobody(err error) bool {
+	return errors.Is(err, syscall.ENOENT) || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, errNoAddress)
+}
+
 func (p *publisher) forward(event *types.Envelope) error {
 	if p.address == "" {
-		return errors.New(ttrpcAddressEnv + " is not set")
+		return errNoAddress
 	}
 	ctx, cancel := context.WithTimeout(p.ctx, forwardDeadline)
 	defer cancel()
