@@ -18,7 +18,11 @@ SHIM       := $(BIN)/containerd-shim-erofsvm-v2
 AGENT      := $(BIN)/erofsvm-agent
 # Static, and the same bytes from the same sources wherever the tree lies.
 SHIM_BUILD  := CGO_ENABLED=0 go build -trimpath -ldflags '-s -w -buildid='
-AGENT_BUILD := CGO_ENABLED=1 PKG_CONFIG=$(CURDIR)/$(TOOLS)/seccomp/pkg-config go build -trimpath -tags 'netgo osusergo seccomp' -ldflags '-s -w -extldflags -static -buildid='
+# The folder of libseccomp goes into the environment too: Go's cache knows packages
+# by that, and not by what pkg-config says, and would give one tree the folder of
+# another that may be gone.
+SECCOMP     := $(CURDIR)/$(TOOLS)/seccomp
+AGENT_BUILD := CGO_ENABLED=1 PKG_CONFIG=$(SECCOMP)/pkg-config CGO_LDFLAGS='-O2 -g -L$(SECCOMP)/lib' go build -trimpath -tags 'netgo osusergo seccomp' -ldflags '-s -w -extldflags -static -buildid='
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # The packages whose tests run the whole path have a target of their own.
