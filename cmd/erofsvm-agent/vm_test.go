@@ -83,7 +83,9 @@ func buildAgent(t *testing.T, dir string) string {
 	agent := filepath.Join(dir, "erofsvm-agent")
 	env, tags := []string{"CGO_ENABLED=1"}, "netgo osusergo runc_nocriu"
 	if finder := toolPath("seccomp/pkg-config"); fileExists(finder) {
-		env, tags = append(env, "PKG_CONFIG="+finder), tags+" seccomp"
+		// The folder of the library too, for the reason that the Makefile has.
+		env = append(env, "PKG_CONFIG="+finder, "CGO_LDFLAGS=-O2 -g -L"+filepath.Join(filepath.Dir(finder), "lib"))
+		tags += " seccomp"
 	}
 	run(t, env, "go", "build", "-trimpath", "-tags", tags, "-ldflags", "-s -w -extldflags -static", "-o", agent, ".")
 	return agent

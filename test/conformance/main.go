@@ -3,8 +3,8 @@
 // containerd. It prints what it runs, and ends with a line that counts what
 // passed, failed and was skipped; skips.md has the reason of each skip.
 //
-//	conformance [-run regexp] [-short] shimtest
-//	conformance [-run regexp] [-short] containerd [release...]
+//	conformance [-short | -run regexp [-timeout d]] shimtest
+//	conformance [-short | -run regexp [-timeout d]] containerd [release...]
 //
 // Under the name containerd it is something else: see wrapper.go.
 package main
@@ -22,6 +22,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -53,8 +54,9 @@ func main() {
 
 // options are what the command line says.
 type options struct {
-	pattern string // of tests, "" for all
-	short   bool   // what fits into every change's check
+	pattern string        // of tests, "" for all
+	timeout time.Duration // of those that match it
+	short   bool          // what fits into every change's check
 }
 
 // errVerdict is a run that went wrong, which has been said already.
@@ -64,6 +66,7 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 	var o options
 	flags := flag.NewFlagSet("conformance", flag.ContinueOnError)
 	flags.StringVar(&o.pattern, "run", "", "only the tests that match, as go test has it")
+	flags.DurationVar(&o.timeout, "timeout", 30*time.Minute, "with -run, how long the tests may take; those of stress take all of it")
 	flags.BoolVar(&o.short, "short", false, "only what fits into the check of every change")
 	if err := flags.Parse(args); err != nil {
 		return err

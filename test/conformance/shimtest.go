@@ -48,8 +48,8 @@ func (b *bench) shimtest() error {
 	if b.options.short {
 		return b.judge(s, groups, true)
 	}
-	for _, name := range []string{"Lifecycle", "Exec", "Transfer"} {
-		groups = append(groups, []pass{{run: "^TestStress$/^" + name + "$", timeout: stressTime + time.Minute}})
+	for name, before := range map[string]time.Duration{"Lifecycle": 0, "Exec": time.Minute, "Transfer": 3 * time.Minute} {
+		groups = append(groups, []pass{{run: "^TestStress$/^" + name + "$", timeout: before + stressTime + time.Minute}})
 	}
 	return b.judge(s, groups, false)
 }

@@ -41,9 +41,7 @@ type pass struct {
 // the other. part says that they are not all of the suite.
 func (b *bench) judge(s suite, groups [][]pass, part bool) error {
 	if b.options.pattern != "" {
-		only := groups[0][0]
-		only.run = b.options.pattern
-		groups, part = [][]pass{{only}}, true
+		groups, part = [][]pass{{{run: b.options.pattern, timeout: b.options.timeout}}}, true
 	}
 	old, err := filepath.Glob(b.logName(s, "-*.log"))
 	for _, log := range old {
