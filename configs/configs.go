@@ -70,6 +70,7 @@ type Guest struct {
 	Initrd       string `toml:"initrd"`
 	KernelParams string `toml:"kernel_params"`
 	Hooks        string `toml:"hooks"`
+	Pause        string `toml:"pause"`
 }
 
 // Vsock chooses the transport between shim and agent.
@@ -258,6 +259,7 @@ func (c *Config) validate() error {
 		bad("guest.kernel_params", "contains a control character")
 	}
 	oneOf("guest.hooks", c.Guest.Hooks, "refuse", "pass")
+	oneOf("guest.pause", c.Guest.Pause, "virtual", "run")
 	oneOf("vsock.backend", c.Vsock.Backend, "auto", "kernel", "vhost-user")
 	path("vsock.device_path", c.Vsock.DevicePath, false)
 	path("rootfs.mkfs_erofs", c.Rootfs.MkfsErofs, false)

@@ -43,9 +43,10 @@ var kernels = []string{"/proc", "/sys", "/dev"}
 // (pkg/oci/mounts.go).
 var shm = []string{"nosuid", "noexec", "nodev", "mode=1777", "size=65536k"}
 
-func (r *Result) mounts(in []specs.Mount, o Options) ([]*pb.Mount, error) {
+func (r *Result) mounts(host *specs.Spec, o Options) ([]*pb.Mount, error) {
 	var out []*pb.Mount
-	for i, m := range in {
+	sharedMemory := o.Pod.sharesIPC(host)
+	for i, m := range host.Mounts {
 		if !path.IsAbs(m.Destination) {
 			return nil, invalid("mounts: destination %q is not absolute", m.Destination)
 		}
@@ -53,6 +54,10 @@ func (r *Result) mounts(in []specs.Mount, o Options) ([]*pb.Mount, error) {
 			return nil, unsupported("mounts: %s: uidMappings and gidMappings need a user namespace, which the guest does not make", m.Destination)
 		}
 		switch {
+		case sharedMemory && isSharedMemory(m):
+			out = append(out, &pb.Mount{
+				Destination: m.Destination, Source: o.Pod.Shm, Type: "bind", Options: []string{"rbind", "nosuid", "noexec", "nodev"},
+			})
 		case isBind(m):
 			bound, err := r.bind(m, i, o)
 			if err != nil {
@@ -73,6 +78,13 @@ func (r *Result) mounts(in []specs.Mount, o Options) ([]*pb.Mount, error) {
 		}
 	}
 	return out, nil
+}
+
+// isSharedMemory says whether a mount is the memory that the containers of a pod
+// share: the host's directory that the CRI has made for it, or, where it has made
+// none, the default of each container.
+func isSharedMemory(m specs.Mount) bool {
+	return path.Clean(m.Destination) == "/dev/shm" && (isBind(m) || m.Type == "tmpfs")
 }
 
 // socket makes a mount of a socket of the guest out of one of the host.
@@ -100,8 +112,7 @@ func (r *Result) bind(m specs.Mount, index int, o Options) (*pb.Mount, error) {
 			return nil, unsupported("mounts: %s: option %q needs a user namespace, which the guest does not make", m.Destination, option)
 		}
 	}
-	// The memory that the containers of a pod share is the guest's, not a
-	// directory of the host.
+	// Memory is the guest's, not a directory of the host.
 	if path.Clean(m.Destination) == "/dev/shm" {
 		return &pb.Mount{Destination: m.Destination, Source: "shm", Type: "tmpfs", Options: slices.Clone(shm)}, nil
 	}

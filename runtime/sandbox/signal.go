@@ -45,7 +45,7 @@ func (s *Sandbox) Kill(ctx context.Context, id, exec string, sig syscall.Signal,
 }
 
 func (s *Sandbox) signal(ctx context.Context, p *process, m *machine, sig syscall.Signal) error {
-	err := m.agent.SignalProcess(ctx, p.ref(), sig)
+	err := p.c.runner(m).SignalProcess(ctx, p.ref(), sig)
 	if err != nil && sig == syscall.SIGKILL && ctx.Err() == nil && unanswered(err) {
 		// Whoever sends SIGKILL wants an end. A guest that does not answer
 		// gets it as a whole.
@@ -96,7 +96,7 @@ func (s *Sandbox) Resize(ctx context.Context, id, exec string, rows, columns uin
 	if state == Stopped || state == Deleted {
 		return fmt.Errorf("resize the terminal of %s: it is %s, not %s: %w", p, state, Running, errdefs.ErrFailedPrecondition)
 	}
-	if err := m.agent.TtyWinResize(ctx, p.ref(), rows, columns); err != nil {
+	if err := p.c.runner(m).TtyWinResize(ctx, p.ref(), rows, columns); err != nil {
 		return fmt.Errorf("resize the terminal of %s: %w", p, err)
 	}
 	return nil
