@@ -113,6 +113,7 @@ func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storag
 		err = c.init.start(c.lib, func(int) {
 			c.lookForOOM()
 			c.stopped()
+			c.endRest()
 		})
 	}
 	if err == nil {
@@ -122,6 +123,13 @@ func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storag
 		return errors.Join(fmt.Errorf("container %s: %w", c.id, err), c.destroy())
 	}
 	return nil
+}
+
+// endRest kills what the first process has left behind. In a pid namespace of the
+// container's own nothing is: there they all die with it (pid_namespaces(7)).
+func (c *Container) endRest() {
+	// The directory is gone if the container is being removed meanwhile.
+	_ = os.WriteFile(filepath.Join(c.cgroup, "cgroup.kill"), []byte("1"), 0)
 }
 
 // destroy removes what libcontainer made. It may run hooks, which are processes

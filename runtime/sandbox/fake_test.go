@@ -131,6 +131,7 @@ func (v *fakeVM) Dial(_ context.Context, port uint32) (net.Conn, error) {
 type fakeAgent struct {
 	pb.AgentServiceService // calls that no test expects panic
 	wire, noFiles          bool
+	asked                              // what it was asked to create
 	ooms                   chan string // unbuffered: whoever sends knows that it was taken
 
 	mu        sync.Mutex

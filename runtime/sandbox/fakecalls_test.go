@@ -24,7 +24,22 @@ func (a *fakeAgent) SetGuestDateTime(ctx context.Context, _ *pb.SetGuestDateTime
 	return ok(a.called(ctx, "SetGuestDateTime"))
 }
 
-func (a *fakeAgent) CreateSandbox(ctx context.Context, _ *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
+// asked are requests to create; the fakeAgent's mutex guards them.
+type asked struct {
+	sandbox    *pb.CreateSandboxRequest
+	containers map[string]*pb.CreateContainerRequest
+}
+
+func (a *fakeAgent) container(id string) *pb.CreateContainerRequest {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.containers[id]
+}
+
+func (a *fakeAgent) CreateSandbox(ctx context.Context, r *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
+	a.mu.Lock()
+	a.sandbox = r
+	a.mu.Unlock()
 	return ok(a.called(ctx, "CreateSandbox"))
 }
 
@@ -55,6 +70,12 @@ func (a *fakeAgent) CreateContainer(ctx context.Context, r *pb.CreateContainerRe
 		return nil, err
 	}
 	a.add(agentclient.Process{Container: r.GetContainerId()})
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.containers == nil {
+		a.containers = map[string]*pb.CreateContainerRequest{}
+	}
+	a.containers[r.GetContainerId()] = r
 	return &emptypb.Empty{}, nil
 }
 

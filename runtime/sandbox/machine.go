@@ -205,7 +205,7 @@ func (m *machine) shared() []*pb.Storage {
 	}
 	return []*pb.Storage{{
 		Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", MountPoint: guestShm,
-		Options: []string{"noexec", "nosuid", "nodev", "mode=1777", "size=65536k"},
+		Options: []string{"noexec", "nosuid", "nodev", "mode=1777", "size=67108864"},
 	}}
 }
 
