@@ -70,3 +70,17 @@ func sums(name string) bool {
 	}
 	return true
 }
+
+// Time is what of statistics still counts when their container is gone: the
+// processor time.
+func Time(of *pb.StatsContainerResponse) *pb.StatsContainerResponse {
+	numbers := map[string]uint64{}
+	for name, n := range of.GetCgroupStats().GetMemoryStats().GetStats() {
+		if strings.HasPrefix(name, "cpu.stat.") {
+			numbers[name] = n
+		}
+	}
+	return &pb.StatsContainerResponse{CgroupStats: &pb.CgroupStats{
+		CpuStats: of.GetCgroupStats().GetCpuStats(), MemoryStats: &pb.MemoryStats{Stats: numbers},
+	}}
+}

@@ -6,6 +6,9 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/erofsvm/erofsvm/agentclient/pb"
+	"github.com/erofsvm/erofsvm/runtime/metrics"
 )
 
 // watch waits for the end of a process and hands over its output before it tells
@@ -133,9 +136,13 @@ func (s *Sandbox) endCreated(ctx context.Context, c *container, m *machine) {
 // it any more, or its pod is gone. What is left of a pod that is gone keeps its
 // dead VM, so that it can still be asked for and deleted.
 func (s *Sandbox) forget(c *container) (end bool) {
+	c.mu.Lock()
+	used := metrics.Time(c.stats)
+	c.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.containers, c.id)
+	s.spent = metrics.Sum([]*pb.StatsContainerResponse{s.spent, used})
 	if len(s.containers) > 0 || s.pod != nil && s.pod.api != nil {
 		return c.infra
 	}

@@ -81,6 +81,9 @@ func (s *Sandbox) oomKills(c *container, m *machine) (count uint64, known bool) 
 	if err != nil {
 		return 0, false
 	}
+	c.mu.Lock()
+	c.stats = stats
+	c.mu.Unlock()
 	count, known = stats.GetCgroupStats().GetMemoryStats().GetStats()[oomKey]
 	return count, known
 }

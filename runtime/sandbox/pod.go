@@ -92,6 +92,9 @@ func (b membership) complete(spec *specs.Spec) {
 	spec.Linux.Sysctl = sysctls
 	for _, m := range b.pod.mounts {
 		if !slices.ContainsFunc(spec.Mounts, func(other specs.Mount) bool { return path.Clean(other.Destination) == m.Destination }) {
+			if spec.Root != nil && spec.Root.Readonly {
+				m.Options = append(slices.Clone(m.Options), "ro")
+			}
 			spec.Mounts = append(spec.Mounts, m)
 		}
 	}

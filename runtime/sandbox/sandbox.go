@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
 
+	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/configs"
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/runtime/stdio"
@@ -71,6 +72,8 @@ type Sandbox struct {
 	machine    *machine // nil while neither a container nor the Sandbox API holds it
 	pod        *pod     // nil if the VM is not a pod's; it comes and goes with the machine
 	serial     int      // numbers containers and disks, never reused
+	// spent is the processor time of containers that are gone.
+	spent *pb.StatsContainerResponse
 }
 
 // New returns a sandbox without a VM; the first Create boots it, or CreatePod. remote has the

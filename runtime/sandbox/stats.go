@@ -33,8 +33,8 @@ func (s *Sandbox) Stats(ctx context.Context, id string) (*pb.StatsContainerRespo
 	return p.c.stats, nil
 }
 
-// PodStats returns what the containers of the sandbox that run in the guest use,
-// and have used, together.
+// PodStats returns what the containers of the sandbox that run in the guest use
+// together. Processor time is that of those, too, that are gone.
 func (s *Sandbox) PodStats(ctx context.Context) (*pb.StatsContainerResponse, error) {
 	s.mu.Lock()
 	var ids []string
@@ -43,8 +43,8 @@ func (s *Sandbox) PodStats(ctx context.Context) (*pb.StatsContainerResponse, err
 			ids = append(ids, id)
 		}
 	}
+	all := []*pb.StatsContainerResponse{s.spent}
 	s.mu.Unlock()
-	var all []*pb.StatsContainerResponse
 	for _, id := range ids {
 		stats, err := s.Stats(ctx, id)
 		if errdefs.IsNotFound(err) || errdefs.IsFailedPrecondition(err) {
