@@ -62,8 +62,13 @@ func end(t *testing.T, n *Namespace, pid int) {
 
 func within(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !done(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
+	// What is looked for has no event for others.
+	tick, deadline := time.NewTicker(time.Millisecond), time.After(10*time.Second)
+	defer tick.Stop()
+	for !done() {
+		select {
+		case <-tick.C:
+		case <-deadline:
 			t.Fatalf("not within 10 s: %s", what)
 		}
 	}

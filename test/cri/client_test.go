@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,8 +17,7 @@ import (
 	"github.com/erofsvm/erofsvm/test/harness/e2etest"
 )
 
-// look is how often the tests ask for a state that the CRI has no call to wait
-// for.
+// look is how often the tests ask for what has no event.
 const look = 100 * time.Millisecond
 
 // runtime is a containerd as a kubelet sees it.
@@ -25,6 +25,42 @@ type runtime struct {
 	bed *e2etest.Bed
 	cri.RuntimeServiceClient
 	images cri.ImageServiceClient
+	ends   *ends
+}
+
+// ends are the containers that have ended, as the CRI's events tell.
+type ends struct {
+	mu   sync.Mutex
+	told map[string]chan struct{} // by id; closed when it has ended
+}
+
+// of returns what is closed when a container, or a pod, has ended.
+func (e *ends) of(id string) chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.told[id] == nil {
+		e.told[id] = make(chan struct{})
+	}
+	return e.told[id]
+}
+
+// follow takes events until the stream ends.
+func (e *ends) follow(stream grpc.ServerStreamingClient[cri.ContainerEventResponse]) {
+	for {
+		event, err := stream.Recv()
+		if err != nil {
+			return
+		}
+		if event.GetContainerEventType() != cri.ContainerEventType_CONTAINER_STOPPED_EVENT {
+			continue
+		}
+		ended := e.of(event.GetContainerId())
+		select {
+		case <-ended:
+		default:
+			close(ended)
+		}
+	}
 }
 
 func (r *runtime) connect(t *testing.T) {
@@ -33,8 +69,18 @@ func (r *runtime) connect(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { conn.Close() })
 	r.RuntimeServiceClient, r.images = cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
+	r.ends = &ends{told: map[string]chan struct{}{}}
+	stream, err := r.GetContainerEvents(context.WithoutCancel(t.Context()), &cri.GetEventsRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var following sync.WaitGroup
+	following.Go(func() { r.ends.follow(stream) })
+	t.Cleanup(func() {
+		conn.Close()
+		following.Wait()
+	})
 }
 
 // step is a context for one request.
@@ -48,7 +94,9 @@ func step(t *testing.T) context.Context {
 // until asks until done says so.
 func until(t *testing.T, what string, done func() (bool, error)) {
 	t.Helper()
-	for end := time.Now().Add(e2etest.Step); ; time.Sleep(look) {
+	tick, deadline := time.NewTicker(look), time.After(e2etest.Step)
+	defer tick.Stop()
+	for {
 		ok, err := done()
 		if err != nil {
 			t.Fatalf("%s: %v", what, err)
@@ -56,7 +104,9 @@ func until(t *testing.T, what string, done func() (bool, error)) {
 		if ok {
 			return
 		}
-		if time.Now().After(end) {
+		select {
+		case <-tick.C:
+		case <-deadline:
 			t.Fatalf("%s: not within %v", what, e2etest.Step)
 		}
 	}
@@ -212,10 +262,16 @@ func (c *container) status(t *testing.T) *cri.ContainerStatus {
 // exit waits until the container has ended and returns its code.
 func (c *container) exit(t *testing.T) int32 {
 	t.Helper()
-	until(t, "end of "+c.name, func() (bool, error) {
-		return c.status(t).GetState() == cri.ContainerState_CONTAINER_EXITED, nil
-	})
-	return c.status(t).GetExitCode()
+	select {
+	case <-c.ends.of(c.id):
+	case <-time.After(e2etest.Step):
+		t.Fatalf("%s has not ended within %v", c.name, e2etest.Step)
+	}
+	s := c.status(t)
+	if s.GetState() != cri.ContainerState_CONTAINER_EXITED {
+		t.Errorf("%s has ended and is %v", c.name, s.GetState())
+	}
+	return s.GetExitCode()
 }
 
 // sh runs a script in the container, which must succeed, and returns its output.

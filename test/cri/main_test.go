@@ -30,9 +30,9 @@ func handlers(release string) []string {
 	case release == "2.2.9":
 		return []string{podsandbox}
 	case *all:
-		return []string{podsandbox, realPause}
+		return []string{podsandbox, sandboxAPI, realPause}
 	}
-	return []string{podsandbox}
+	return []string{podsandbox, sandboxAPI}
 }
 
 // releases are the containerds that are asked.

@@ -22,10 +22,14 @@ func TestPods(t *testing.T) {
 		t.Run(release, func(t *testing.T) {
 			r := startCRI(t, release)
 			for _, handler := range handlers(release) {
-				t.Run(handler, func(t *testing.T) { testPod(t, r, handler) })
-			}
-			if *all {
-				t.Run("ten containers", func(t *testing.T) { testMany(t, r, 10) })
+				t.Run(handler, func(t *testing.T) {
+					t.Run("life", func(t *testing.T) { testPod(t, r, handler) })
+					if *all {
+						t.Run("ten containers", func(t *testing.T) { testMany(t, r, handler, 10) })
+						t.Run("the VM dies", func(t *testing.T) { testVMDeath(t, r, handler) })
+						t.Run("containerd restarts", func(t *testing.T) { testRestart(t, r, handler) })
+					}
+				})
 			}
 		})
 	}
@@ -145,8 +149,8 @@ func rotated(t *testing.T, c *container) {
 }
 
 // testMany is a pod with many containers at a time.
-func testMany(t *testing.T, r *runtime, n int) {
-	p := r.pod(t, podsandbox, nil)
+func testMany(t *testing.T, r *runtime, handler string, n int) {
+	p := r.pod(t, handler, nil)
 	var all []*container
 	for i := range n {
 		all = append(all, p.start(t, spec{name: fmt.Sprint("c", i), image: image.One, script: forever}))

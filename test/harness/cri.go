@@ -31,7 +31,8 @@ var criPlugins = []string{
 	"io.containerd.cri.v1.images",
 	"io.containerd.cri.v1.runtime",
 	"io.containerd.grpc.v1.cri",
-	"io.containerd.nri.v1.nri", // it wants to be there, and is switched off
+	"io.containerd.image-verifier.v1.bindir", // 2.2 insists on it
+	"io.containerd.nri.v1.nri",               // it wants to be there, and is switched off
 	"io.containerd.podsandbox.controller.v1.podsandbox",
 }
 
@@ -62,7 +63,8 @@ func (c *CRI) configure(config table, d dirs) {
 		"io.containerd.grpc.v1.cri": table{
 			"stream_server_address": "127.0.0.1", "stream_server_port": "0",
 		},
-		"io.containerd.nri.v1.nri": table{"disable": true},
+		"io.containerd.image-verifier.v1.bindir": table{"bin_dir": filepath.Join(d.run, "verifiers")},
+		"io.containerd.nri.v1.nri":               table{"disable": true},
 	})
 }
 
