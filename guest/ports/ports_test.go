@@ -13,8 +13,8 @@ import (
 	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
 
-	"github.com/erofsvm/erofsvm/agentclient"
 	"github.com/erofsvm/erofsvm/agentclient/streamwire"
+	"github.com/erofsvm/erofsvm/agentclient/streamwire/join"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -48,6 +48,13 @@ func serving(t *testing.T) (connect func() net.Conn) {
 		_ = conn.SetDeadline(time.Now().Add(timeout))
 		return conn
 	}
+}
+
+func ask(conn net.Conn, port uint16) error {
+	if err := streamwire.WritePort(conn, port); err != nil {
+		return err
+	}
+	return streamwire.ReadAnswer(conn)
 }
 
 // program listens at an address of the loopback, and answers each connection with
@@ -85,13 +92,13 @@ func TestTheHostReachesAProgramOfEitherFamily(t *testing.T) {
 	for _, address := range []string{"127.0.0.1", "::1"} {
 		port := program(t, address)
 		conn := connect()
-		if err := agentclient.ConnectPort(t.Context(), conn, port); err != nil {
+		if err := ask(conn, port); err != nil {
 			t.Fatalf("%s: %v", address, err)
 		}
 		client, local := pair(t)
 		var joined sync.WaitGroup
 		joined.Go(func() {
-			if err := agentclient.JoinPort(conn, local); err != nil {
+			if err := join.Join(conn, local); err != nil {
 				t.Error(err)
 			}
 		})
@@ -136,7 +143,7 @@ func TestAPortAtWhichNobodyListensIsUnavailable(t *testing.T) {
 	}
 	port := uint16(l.Addr().(*net.TCPAddr).Port)
 	l.Close()
-	if err := agentclient.ConnectPort(t.Context(), connect(), port); !errdefs.IsUnavailable(err) {
+	if err := ask(connect(), port); !errdefs.IsUnavailable(err) {
 		t.Errorf("%v", err)
 	}
 }
@@ -151,22 +158,11 @@ func TestWhatIsNoRequestIsRefused(t *testing.T) {
 	}
 }
 
-func TestARequestEndsWithItsContext(t *testing.T) {
-	host, guest := net.Pipe()
-	defer guest.Close()
-	defer host.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	if err := agentclient.ConnectPort(ctx, host, 80); !errdefs.IsDeadlineExceeded(err) {
-		t.Errorf("%v", err)
-	}
-}
-
 // TestTheEndEndsConnections: that nothing is left is what TestMain looks at.
 func TestTheEndEndsConnections(t *testing.T) {
 	port := program(t, "127.0.0.1") // waits for its connections after the serving has ended
 	conn := serving(t)()
-	if err := agentclient.ConnectPort(t.Context(), conn, port); err != nil {
+	if err := ask(conn, port); err != nil {
 		t.Fatal(err)
 	}
 }
