@@ -40,5 +40,6 @@ const (
 	PortLog     = 1025                 // the agent's log, JSON lines, to whoever connects
 	PortStreams = streamwire.Port      // streams of processes, docs/streams-wire.md
 	PortFiles   = streamwire.FilesPort // files and sockets, docs/files-wire.md
+	PortPorts   = streamwire.PortsPort // TCP ports of the loopback, docs/ports-wire.md
 	PortReady   = 1028                 // on the host (CID 2): the agent dials it once when it listens
 )
