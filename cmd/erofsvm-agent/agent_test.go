@@ -218,6 +218,7 @@ func TestAgentInVM(t *testing.T) {
 	})
 	t.Run("a program that is not there", func(t *testing.T) { testNoProgram(t, g) })
 	t.Run("streams, signals and execs", func(t *testing.T) { testRunning(t, g) })
+	t.Run("signals to one process and to all", func(t *testing.T) { testSignalAll(t, g) })
 	t.Run("terminal", func(t *testing.T) { testTerminal(t, g) })
 	t.Run("streams by connections", func(t *testing.T) { testStreams(t, g) })
 	t.Run("execs", func(t *testing.T) { testExecs(t, g) })

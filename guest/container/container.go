@@ -24,7 +24,6 @@ import (
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/storage"
@@ -173,24 +172,6 @@ func (c *Container) process(exec string) (*process, error) {
 		return nil, fmt.Errorf("exec %s in container %s is being started: %w", exec, c.id, errdefs.ErrFailedPrecondition)
 	}
 	return nil, fmt.Errorf("exec %.140q in container %s: %w", exec, c.id, errdefs.ErrNotFound)
-}
-
-// signal sends a signal to a process. SIGKILL to the first one ends all of the
-// container, whatever processes it has made and wherever they hide.
-func (c *Container) signal(exec string, sig unix.Signal) error {
-	p, err := c.process(exec)
-	if err != nil {
-		return err
-	}
-	if p.hasExited() {
-		return fmt.Errorf("the process has ended: %w", errdefs.ErrNotFound)
-	}
-	if exec == "" && sig == unix.SIGKILL {
-		// One write kills everything below, forks in progress included
-		// (Documentation/admin-guide/cgroup-v2.rst, cgroup.kill).
-		return os.WriteFile(filepath.Join(c.cgroup, "cgroup.kill"), []byte("1"), 0)
-	}
-	return p.signal(sig)
 }
 
 // remove takes down a container whose first process has ended.

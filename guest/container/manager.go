@@ -123,6 +123,16 @@ func (m *Manager) Exec(id, exec string, process *pb.Process) error {
 	return c.exec(exec, process)
 }
 
+// SignalAll sends a signal to every process of a container. Unless it is SIGKILL
+// it waits, until ctx ends, for whoever pauses or resumes the container.
+func (m *Manager) SignalAll(ctx context.Context, id string, sig unix.Signal) error {
+	c, err := m.get(id)
+	if err != nil {
+		return err
+	}
+	return c.signalAll(ctx, sig)
+}
+
 // Signal sends a signal to a process; SIGKILL to the first one ends all of the
 // container.
 func (m *Manager) Signal(id, exec string, sig unix.Signal) error {

@@ -95,11 +95,15 @@ func (a *agent) ignoreAppArmor(p *pb.Process, id, exec string) {
 	}
 }
 
-func (a *agent) SignalProcess(_ context.Context, r *pb.SignalProcessRequest) (*emptypb.Empty, error) {
+func (a *agent) SignalProcess(ctx context.Context, r *pb.SignalProcessRequest) (*emptypb.Empty, error) {
 	if s := r.GetSignal(); s < 1 || s > 64 {
 		return nil, fmt.Errorf("signal %d: %w", s, errdefs.ErrInvalidArgument)
 	}
-	return empty, a.containers.Signal(r.GetContainerId(), execID(r), unix.Signal(r.GetSignal()))
+	sig := unix.Signal(r.GetSignal())
+	if r.GetExecId() == "" { // as Kata's agent has it, and here alone
+		return empty, a.containers.SignalAll(ctx, r.GetContainerId(), sig)
+	}
+	return empty, a.containers.Signal(r.GetContainerId(), execID(r), sig)
 }
 
 func (a *agent) WaitProcess(ctx context.Context, r *pb.WaitProcessRequest) (*pb.WaitProcessResponse, error) {

@@ -25,6 +25,9 @@ func (s *Sandbox) Exec(req *ExecRequest) error {
 	if !identifier.MatchString(req.Exec) {
 		return fmt.Errorf("exec id %q: %w", req.Exec, errdefs.ErrInvalidArgument)
 	}
+	if req.Exec == req.ID {
+		return fmt.Errorf("exec id %q is the container's, by which the guest calls its own process: choose another: %w", req.Exec, errdefs.ErrInvalidArgument)
+	}
 	p, _, err := s.findCreated(req.ID, "")
 	if err != nil {
 		return err

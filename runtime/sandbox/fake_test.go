@@ -230,6 +230,9 @@ func (a *fakeAgent) add(p agentclient.Process) {
 func (a *fakeAgent) process(container, exec string) (*fakeProcess, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if exec == container { // as the guest's agent has it
+		exec = ""
+	}
 	if p := a.processes[agentclient.Process{Container: container, Exec: exec}]; p != nil {
 		return p, nil
 	}

@@ -18,6 +18,7 @@ import (
 type runner interface {
 	StartContainer(ctx context.Context, id string) error
 	SignalProcess(ctx context.Context, p agentclient.Process, sig syscall.Signal) error
+	SignalAll(ctx context.Context, container string, sig syscall.Signal) error
 	WaitProcess(ctx context.Context, p agentclient.Process) (status int, err error)
 	PauseContainer(ctx context.Context, id string) error
 	ResumeContainer(ctx context.Context, id string) error
@@ -71,6 +72,11 @@ func (v *virtual) SignalProcess(_ context.Context, p agentclient.Process, sig sy
 		v.end(0)
 	}
 	return nil
+}
+
+// SignalAll is SignalProcess: there is one process.
+func (v *virtual) SignalAll(ctx context.Context, container string, sig syscall.Signal) error {
+	return v.SignalProcess(ctx, agentclient.Process{Container: container}, sig)
 }
 
 func (v *virtual) WaitProcess(ctx context.Context, _ agentclient.Process) (int, error) {

@@ -401,11 +401,16 @@ func (c *Containerd) Stop(ctx context.Context) error {
 
 // Restart stops the daemon, leaves the shims alone, and starts it again.
 // Client's value changes.
-func (c *Containerd) Restart(ctx context.Context) error {
+func (c *Containerd) Restart(ctx context.Context) error { return c.restart(ctx, syscall.SIGTERM) }
+
+// Crash is Restart for a daemon that has no time to stop.
+func (c *Containerd) Crash(ctx context.Context) error { return c.restart(ctx, syscall.SIGKILL) }
+
+func (c *Containerd) restart(ctx context.Context, end syscall.Signal) error {
 	if err := c.client.Close(); err != nil {
 		return err
 	}
-	if err := c.command.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := c.command.Process.Signal(end); err != nil {
 		return fmt.Errorf("stop containerd: %w", err)
 	}
 	select {

@@ -75,6 +75,21 @@ func run(args []string) error {
 				os.Exit(7)
 			}
 		}
+	case "family": // names the signals that come, as does a child of it
+		if len(args) == 1 {
+			child := exec.Command("/payload", "family", "child")
+			child.Stdout = os.Stdout
+			if err := child.Start(); err != nil {
+				return err
+			}
+		}
+		signals := make(chan os.Signal, 8)
+		signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR1)
+		who := []string{"parent", "child"}[len(args)-1]
+		fmt.Println(who, "ready")
+		for s := range signals {
+			fmt.Println(who, s)
+		}
 	case "orphan": // leaves behind a child that waits
 		child := exec.Command("/payload", "wait")
 		if err := child.Start(); err != nil {
