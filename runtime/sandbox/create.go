@@ -150,7 +150,11 @@ func (s *Sandbox) admit(req *CreateRequest, spec *specs.Spec, guest guestspec.Re
 		return nil, nil, fmt.Errorf("container %s: %w", req.ID, errdefs.ErrAlreadyExists)
 	}
 	if s.machine == nil {
-		s.machine = newMachine(s, req, spec.Hostname, begun)
+		cfg, err := configFor(req.Config, spec.Annotations)
+		if err != nil {
+			return nil, nil, err
+		}
+		s.machine = newMachine(s, req, cfg, spec.Hostname, begun)
 		s.machine.launch()
 	}
 	s.serial++

@@ -85,10 +85,10 @@ func startQEMU(ctx context.Context, spec qemu.Spec) (bootedVM, error) {
 	return vm, nil
 }
 
-func newMachine(s *Sandbox, req *CreateRequest, hostname string, begun time.Time) *machine {
+func newMachine(s *Sandbox, req *CreateRequest, cfg configs.Config, hostname string, begun time.Time) *machine {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	return &machine{
-		cfg: req.Config, id: req.ID, hostname: hostname, bundle: req.Bundle,
+		cfg: cfg, id: req.ID, hostname: hostname, bundle: req.Bundle,
 		dir:   sandboxDir(req.Config.StateDir, req.Bundle),
 		log:   s.log.WithField("sandbox", req.ID),
 		trace: newTrace(req.Config.Debug.TraceDir, s.namespace, req.ID, begun),
