@@ -159,6 +159,9 @@ func Default() Config {
 	return c
 }
 
+// Defaults is the file that has every key with its default and a comment.
+func Defaults() []byte { return bytes.Clone(defaults) }
+
 // Load reads the file at path over the defaults. With an empty path it reads
 // DefaultPath, and returns the defaults if that does not exist.
 func Load(path string) (Config, error) {

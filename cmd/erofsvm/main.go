@@ -10,13 +10,14 @@ import (
 
 	"github.com/erofsvm/erofsvm/configs"
 	"github.com/erofsvm/erofsvm/configs/hostcheck"
+	"github.com/erofsvm/erofsvm/configs/install"
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/rootfs/planview"
 )
 
 func main() {
 	root := &cobra.Command{Use: "erofsvm", Short: "install the runtime erofsvm, or look into it", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(planview.NewCommand(defaults()), hostcheck.NewCommand())
+	root.AddCommand(planview.NewCommand(defaults()), hostcheck.NewCommand(), install.NewCommand(), install.NewUninstallCommand())
 	if err := root.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "erofsvm:", planview.Line(err))
 		os.Exit(1)

@@ -12,6 +12,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"path"
 	"regexp"
 	"slices"
 	"strings"
@@ -203,4 +204,15 @@ func list(all []string) string {
 		quoted[i] = quote(s)
 	}
 	return "[" + strings.Join(quoted, ", ") + "]"
+}
+
+// Main is the text of a main file that imports the drop-in's folder and nothing
+// else, for a host that has none: without one containerd imports nothing. All else
+// is as without the file.
+func Main(r Release, file string) ([]byte, error) {
+	if err := r.supported(); err != nil {
+		return nil, err
+	}
+	return fmt.Appendf(nil, "# Written by \"erofsvm install\", since there was no such file.\nversion = %d\nimports = [%s]\n",
+		r.configVersion(), quote(path.Join(path.Dir(file), "*.toml"))), nil
 }
