@@ -1,5 +1,5 @@
-// Command erofsvm is for people who look into the runtime; containerd runs the
-// shim instead.
+// Command erofsvm is for people who install the runtime or look into it; containerd
+// runs the shim instead.
 package main
 
 import (
@@ -9,13 +9,15 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/erofsvm/erofsvm/configs"
+	"github.com/erofsvm/erofsvm/configs/hostcheck"
+	"github.com/erofsvm/erofsvm/configs/install"
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/rootfs/planview"
 )
 
 func main() {
-	root := &cobra.Command{Use: "erofsvm", Short: "look into the runtime erofsvm", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(planview.NewCommand(defaults()))
+	root := &cobra.Command{Use: "erofsvm", Short: "install the runtime erofsvm, or look into it", SilenceUsage: true, SilenceErrors: true}
+	root.AddCommand(planview.NewCommand(defaults()), hostcheck.NewCommand(), install.NewCommand(), install.NewUninstallCommand())
 	if err := root.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "erofsvm:", planview.Line(err))
 		os.Exit(1)

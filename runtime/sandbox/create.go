@@ -198,7 +198,11 @@ func (s *Sandbox) admit(req *CreateRequest, spec *specs.Spec, guest guestspec.Re
 	}
 	switch {
 	case s.machine == nil && (of.pod == nil || of.infra):
-		s.machine = newMachine(s, req.Config, identity{
+		cfg, err := configFor(req.Config, spec.Annotations)
+		if err != nil {
+			return nil, nil, err
+		}
+		s.machine = newMachine(s, cfg, identity{
 			id: req.ID, bundle: req.Bundle, hostname: spec.Hostname, pod: of.infra, begun: begun,
 		})
 		s.pod = of.pod

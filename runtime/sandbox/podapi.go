@@ -22,6 +22,8 @@ type PodRequest struct {
 	// Mounts are for the containers of the pod that have none at these places.
 	Mounts []specs.Mount
 	Config configs.Config
+	// Annotations are the pod's, which may change Config where that allows it.
+	Annotations map[string]string
 }
 
 // PodInfo describes a pod.
@@ -52,6 +54,10 @@ func (s *Sandbox) CreatePod(req *PodRequest) error {
 	if !identifier.MatchString(req.ID) {
 		return fmt.Errorf("pod id %q: %w", req.ID, errdefs.ErrInvalidArgument)
 	}
+	cfg, err := configFor(req.Config, req.Annotations)
+	if err != nil {
+		return fmt.Errorf("pod %s: %w", req.ID, err)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.machine != nil {
@@ -62,7 +68,7 @@ func (s *Sandbox) CreatePod(req *PodRequest) error {
 		id: req.ID, sysctls: req.Sysctls, mounts: req.Mounts,
 		api: &held{created: now, exited: make(chan struct{})},
 	}
-	s.machine = newMachine(s, req.Config, identity{id: req.ID, bundle: req.Bundle, hostname: req.Hostname, pod: true, begun: now})
+	s.machine = newMachine(s, cfg, identity{id: req.ID, bundle: req.Bundle, hostname: req.Hostname, pod: true, begun: now})
 	s.machine.launch()
 	return nil
 }

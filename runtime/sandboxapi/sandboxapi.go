@@ -110,7 +110,7 @@ func (s *Service) request(r *sandboxapi.CreateSandboxRequest) (*sandbox.PodReque
 	}
 	return &sandbox.PodRequest{
 		ID: r.SandboxID, Bundle: r.BundlePath, Hostname: hostname,
-		Sysctls: pod.GetLinux().GetSysctls(), Mounts: mounts, Config: config,
+		Sysctls: pod.GetLinux().GetSysctls(), Mounts: mounts, Config: config, Annotations: pod.GetAnnotations(),
 	}, nil
 }
 
