@@ -118,6 +118,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	if err != nil {
 		return err
 	}
+	m.openMessages(c, guest.Copies)
 	if err := copies.send(ctx, m); err != nil {
 		return err
 	}

@@ -54,6 +54,9 @@ func (a *fakeAgent) GetGuestDetails(ctx context.Context, _ *pb.GuestDetailsReque
 	if !a.noFiles {
 		details.ExtraFeatures = append(details.ExtraFeatures, streamwire.FilesFeature)
 	}
+	if !a.noCopies {
+		details.ExtraFeatures = append(details.ExtraFeatures, streamwire.CopiesFeature)
+	}
 	return &pb.GuestDetailsResponse{AgentDetails: details, MemBlockSizeBytes: a.block}, nil
 }
 
