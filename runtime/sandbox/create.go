@@ -119,7 +119,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 		return err
 	}
 	m.openMessages(c, guest.Copies)
-	if err := copies.send(ctx, m); err != nil {
+	if err := copies.send(ctx, m, c); err != nil {
 		return err
 	}
 	if err := m.forward(ctx, c, guest.Sockets); err != nil {
@@ -134,6 +134,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	if err != nil {
 		return fmt.Errorf("create container %s in the guest: %w", req.ID, err)
 	}
+	m.follow(c)
 	return nil
 }
 

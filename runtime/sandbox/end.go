@@ -96,6 +96,7 @@ func (s *Sandbox) dismantle(ctx context.Context, c *container, m *machine) {
 		p.closeStdio()
 	}
 	c.closeMessages()
+	c.unfollow() // else it would make again what the guest removes
 	mounted := false
 	if c.inGuest && m.alive() {
 		if state, _ := c.init.current(); state == Creating {

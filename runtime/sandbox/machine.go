@@ -48,6 +48,7 @@ type machine struct {
 	died   func(*machine)
 	oom    func(*machine)
 	layers layerNames
+	watch  watcher
 
 	ctx    context.Context // ends with the VM
 	cancel context.CancelCauseFunc

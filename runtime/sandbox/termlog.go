@@ -22,7 +22,8 @@ type message struct {
 // that cannot be written is a copy like others.
 func (m *machine) openMessages(c *container, mounts []guestspec.Copy) {
 	for _, mount := range mounts {
-		if !termlog.Is(mount.Destination, mount.Source, mount.ReadOnly) {
+		// What is no copy is the host's own.
+		if path.Dir(mount.Guest) != guestCopies(c.id) || !termlog.Is(mount.Destination, mount.Source, mount.ReadOnly) {
 			continue
 		}
 		if !m.copies {

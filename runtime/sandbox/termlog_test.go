@@ -18,6 +18,7 @@ import (
 type keptCopies struct {
 	content map[string]string // by container and path
 	removed []string          // so named
+	steps   []step            // in their order
 }
 
 // serveCopies gives back and removes what a test has put into content.
@@ -27,6 +28,7 @@ func (a *fakeAgent) serveCopies(conn net.Conn, r streamwire.Request) {
 	content, there := a.content[name]
 	if r.Operation == streamwire.Remove {
 		a.removed = append(a.removed, name)
+		a.steps = append(a.steps, step{removed: name})
 	}
 	a.mu.Unlock()
 	if r.Operation == streamwire.Remove {
