@@ -77,15 +77,14 @@ func Run(began time.Time) error {
 		return err
 	}
 	ready := make(chan struct{})
-	containers := container.NewManager(
-		container.Dirs{Base: storage.Base, State: stateDir},
-		storageSystem(modules, log))
+	system := storageSystem(modules, log)
+	containers := container.NewManager(container.Dirs{Base: storage.Base, State: stateDir}, system)
 	copies := filepath.Join(storage.Base, container.Copies)
 	sockets := files.NewSockets(copies)
 	containers.OnRemoval(sockets.Close)
 	calls, err := server.New(server.Config{
 		Containers: containers,
-		Sandbox:    &server.Sandbox{Base: storage.Base},
+		Sandbox:    &server.Sandbox{Base: storage.Base, System: system},
 		Log:        log,
 		Ready:      ready,
 	})

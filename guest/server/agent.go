@@ -54,7 +54,15 @@ func (a *agent) CreateContainer(ctx context.Context, r *pb.CreateContainerReques
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for the modules of the guest: %w", ctx.Err())
 	}
-	steps, err := a.containers.Create(ctx, r.GetContainerId(), r.GetStorages(), r.GetOCI(), r.GetSandboxPidns())
+	own, ofPod := ownAndShared(r.GetStorages())
+	shared, err := a.sandbox.parseShared(ofPod)
+	if err == nil {
+		err = a.sandbox.mount(ctx, shared)
+	}
+	if err != nil {
+		return nil, err
+	}
+	steps, err := a.containers.Create(ctx, r.GetContainerId(), own, r.GetOCI(), r.GetSandboxPidns())
 	if err != nil {
 		return nil, err
 	}

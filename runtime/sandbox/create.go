@@ -50,6 +50,10 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	if err != nil {
 		return 0, err
 	}
+	volumes, err := takeEmptyDirs(&guest, req.Config.Mounts)
+	if err != nil {
+		return 0, err
+	}
 	copies, err := scanCopies(guest.Copies, req.Config.Mounts)
 	if err != nil {
 		return 0, err
@@ -70,7 +74,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	}()
 
 	if c.virtual == nil {
-		err = s.build(ctx, c, m, req, guest, copies)
+		err = s.build(ctx, c, m, req, guest, copies, volumes)
 	} else {
 		err = s.stand(ctx, c, m)
 	}
@@ -96,7 +100,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 }
 
 // build makes a container in the guest.
-func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *CreateRequest, guest guestspec.Result, copies copies) error {
+func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *CreateRequest, guest guestspec.Result, copies copies, volumes []wantedDir) error {
 	// While the VM boots:
 	plan, err := m.plan(ctx, req.Rootfs)
 	if err != nil {
@@ -118,6 +122,10 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	if err != nil {
 		return err
 	}
+	shared, err := m.giveEmptyDirs(ctx, volumes)
+	if err != nil {
+		return err
+	}
 	m.openMessages(c, guest.Copies)
 	if err := copies.send(ctx, m, c); err != nil {
 		return err
@@ -128,7 +136,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	created := time.Now()
 	c.inGuest = true // even a create that failed may have left something
 	err = m.agent.CreateContainer(ctx, &pb.CreateContainerRequest{
-		ContainerId: req.ID, ExecId: req.ID, Storages: storages, OCI: guest.Spec, SandboxPidns: guest.PodPID,
+		ContainerId: req.ID, ExecId: req.ID, Storages: append(storages, shared...), OCI: guest.Spec, SandboxPidns: guest.PodPID,
 	})
 	m.trace.phase("container create", created)
 	if err != nil {

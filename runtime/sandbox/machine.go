@@ -49,6 +49,7 @@ type machine struct {
 	oom    func(*machine)
 	layers layerNames
 	watch  watcher
+	empty  emptyDirs
 
 	ctx    context.Context // ends with the VM
 	cancel context.CancelCauseFunc
