@@ -35,7 +35,6 @@ const defaultCreate = time.Minute
 func (a *agent) CreateContainer(ctx context.Context, r *pb.CreateContainerRequest) (*emptypb.Empty, error) {
 	var u unsupported
 	u.check("string_user", r.GetStringUser() != nil)
-	u.check("devices", len(r.GetDevices()) > 0)
 	u.check("shared_mounts", len(r.GetSharedMounts()) > 0)
 	u.check("stdin_port", r.GetStdinPort() != 0)
 	u.check("stdout_port", r.GetStdoutPort() != 0)
@@ -62,7 +61,7 @@ func (a *agent) CreateContainer(ctx context.Context, r *pb.CreateContainerReques
 	if err != nil {
 		return nil, err
 	}
-	steps, err := a.containers.Create(ctx, r.GetContainerId(), own, r.GetOCI(), r.GetSandboxPidns())
+	steps, err := a.containers.Create(ctx, r.GetContainerId(), own, r.GetDevices(), r.GetOCI(), r.GetSandboxPidns())
 	if err != nil {
 		return nil, err
 	}
