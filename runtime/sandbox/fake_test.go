@@ -131,7 +131,6 @@ func (v *fakeVM) Dial(_ context.Context, port uint32) (net.Conn, error) {
 type fakeAgent struct {
 	pb.AgentServiceService // calls that no test expects panic
 	wire, noFiles          bool
-	noCopies               bool
 	keptCopies                         // what became of the copies
 	asked                              // what it was asked to create
 	ooms                   chan string // unbuffered: whoever sends knows that it was taken

@@ -24,6 +24,9 @@ func TestPods(t *testing.T) {
 			for _, handler := range handlers(release) {
 				t.Run(handler, func(t *testing.T) {
 					t.Run("life", func(t *testing.T) { testPod(t, r, handler) })
+					if handler == podsandbox || *all {
+						t.Run("volumes", func(t *testing.T) { testVolumes(t, r, handler) })
+					}
 					if *all {
 						t.Run("ten containers", func(t *testing.T) { testMany(t, r, handler, 10) })
 						t.Run("the VM dies", func(t *testing.T) { testVMDeath(t, r, handler) })
