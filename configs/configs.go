@@ -43,6 +43,7 @@ type Config struct {
 	Hypervisor Hypervisor `toml:"hypervisor"`
 	Guest      Guest      `toml:"guest"`
 	Vsock      Vsock      `toml:"vsock"`
+	Network    Network    `toml:"network"`
 	Rootfs     Rootfs     `toml:"rootfs"`
 	Mounts     Mounts     `toml:"mounts"`
 	Deadlines  Deadlines  `toml:"deadlines"`
@@ -76,6 +77,13 @@ type Guest struct {
 type Vsock struct {
 	Backend    string `toml:"backend"`
 	DevicePath string `toml:"device_path"`
+}
+
+// Network configures how a pod's network gets into the guest.
+type Network struct {
+	Model    string `toml:"model"`
+	Queues   int    `toml:"queues"`
+	VhostNet bool   `toml:"vhost_net"`
 }
 
 // Rootfs configures how layers become disks.
@@ -260,6 +268,8 @@ func (c *Config) validate() error {
 	oneOf("guest.hooks", c.Guest.Hooks, "refuse", "pass")
 	oneOf("vsock.backend", c.Vsock.Backend, "auto", "kernel", "vhost-user")
 	path("vsock.device_path", c.Vsock.DevicePath, false)
+	oneOf("network.model", c.Network.Model, "tap", "macvtap", "none")
+	between("network.queues", c.Network.Queues, 0, 32)
 	path("rootfs.mkfs_erofs", c.Rootfs.MkfsErofs, false)
 	path("rootfs.mkfs_ext4", c.Rootfs.MkfsExt4, false)
 	oneOf("rootfs.layers", c.Rootfs.Layers, "auto", "merge", "partition")

@@ -17,7 +17,7 @@ import (
 
 func TestWhatCNIPutThereIsFound(t *testing.T) {
 	p := newPod(t)
-	p.plug(t, "eth0", mac(1), 1450, "10.1.0.5/24", "fd00:1::5/64")
+	p.plug(t, "eth0", mac(1), 1450, "10.1.0.5/24", "10.1.0.6/24", "fd00:1::5/64")
 	p.plug(t, "net1", mac(2), 9000, "192.168.7.2/30")
 	must(t, "veth", p.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "down0"}, PeerName: "down1"}))
 	p.addRoute(t, "eth0", netlink.Route{Gw: net.ParseIP("10.1.0.1")})
@@ -31,7 +31,7 @@ func TestWhatCNIPutThereIsFound(t *testing.T) {
 	must(t, "scan", err)
 
 	want := []Interface{
-		{Name: "eth0", Index: p.link(t, "eth0").Attrs().Index, MAC: mac(1), MTU: 1450, Addresses: prefixes("10.1.0.5/24", "fd00:1::5/64")},
+		{Name: "eth0", Index: p.link(t, "eth0").Attrs().Index, MAC: mac(1), MTU: 1450, Addresses: prefixes("10.1.0.5/24", "10.1.0.6/24", "fd00:1::5/64")},
 		{Name: "net1", Index: p.link(t, "net1").Attrs().Index, MAC: mac(2), MTU: 9000, Addresses: prefixes("192.168.7.2/30")},
 	}
 	if !reflect.DeepEqual(got.Interfaces, want) {

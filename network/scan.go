@@ -27,6 +27,7 @@ type Interface struct {
 	Index     int // in the namespace
 	MAC       net.HardwareAddr
 	MTU       int
+	NoARP     bool // it resolves no addresses
 	Addresses []netip.Prefix
 }
 
@@ -109,7 +110,7 @@ func (s *scan) interfaces() error {
 		case a.EncapType != "ether" || len(a.HardwareAddr) != 6:
 			s.skip("interface %s: it is of type %s and not an Ethernet", a.Name, a.EncapType)
 		default:
-			s.links[a.Index] = &Interface{Name: a.Name, Index: a.Index, MAC: bytes.Clone(a.HardwareAddr), MTU: a.MTU}
+			s.links[a.Index] = &Interface{Name: a.Name, Index: a.Index, MAC: bytes.Clone(a.HardwareAddr), MTU: a.MTU, NoARP: a.RawFlags&unix.IFF_NOARP != 0}
 			s.order = append(s.order, a.Index)
 		}
 	}
@@ -178,6 +179,7 @@ func (s *scan) entry(r netlink.Route, family int) (entry, bool) {
 // addresses reads the addresses, and leaves of the routes those that they do not
 // bring.
 func (s *scan) addresses(routes []entry) error {
+	left := slices.Clone(routes)
 	for _, i := range s.order {
 		link := s.links[i]
 		list, err := whole(func() ([]netlink.Addr, error) {
@@ -197,14 +199,14 @@ func (s *scan) addresses(routes []entry) error {
 			brings := func(r entry) bool {
 				return r.kernel && r.Device == link.Name && r.Destination == p.Masked() && !r.Gateway.IsValid()
 			}
-			if !slices.ContainsFunc(routes, brings) {
+			if !slices.ContainsFunc(routes, brings) { // a second address there has it, too
 				p = netip.PrefixFrom(p.Addr(), p.Addr().BitLen())
 			}
-			routes = slices.DeleteFunc(routes, brings)
+			left = slices.DeleteFunc(left, brings)
 			link.Addresses = append(link.Addresses, p)
 		}
 	}
-	for _, r := range routes {
+	for _, r := range left {
 		s.found.Routes = append(s.found.Routes, r.Route)
 	}
 	return nil

@@ -30,7 +30,7 @@ const (
 	// matter which hot-plug controller the guest's kernel prefers.
 	firstSlot      = 1
 	slotsPerBridge = 31
-	maxBridges     = 8
+	maxDiskBridges = 8
 )
 
 // sandbox is QEMU's own seccomp filter: it forks nothing and changes neither its
@@ -82,7 +82,7 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		"-device", fmt.Sprintf("virtio-rng-pci,rng=rng,bus=pcie.0,addr=%02x,disable-legacy=on", addrRNG),
 	}
 	args = append(args, vsockDevice(dev)...)
-	args = append(args, diskSlots(s)...)
+	args = append(args, slotDevices(s)...)
 	if s.stopped {
 		args = append(args, "-S")
 	}
@@ -146,18 +146,15 @@ func vsockDevice(dev vsock.Wiring) []string {
 	}
 }
 
-// diskSlots are the devices that disks are plugged into.
-func diskSlots(s Spec) []string {
-	if s.BlockDriver == VirtioSCSI {
-		if s.DiskSlots == 0 {
-			return nil
-		}
+// slotDevices are the devices that disks and network interfaces are plugged into.
+func slotDevices(s Spec) []string {
+	var args []string
+	if s.BlockDriver == VirtioSCSI && s.DiskSlots > 0 {
 		// Its requests are handled by QEMU's main thread, as those of virtio-blk
 		// are: so both kinds of disk share the files' aio and nothing else.
-		return []string{"-device", fmt.Sprintf("virtio-scsi-pci,id=%s,bus=pcie.0,addr=%02x,disable-legacy=on", scsiController, addrSCSI)}
+		args = append(args, "-device", fmt.Sprintf("virtio-scsi-pci,id=%s,bus=pcie.0,addr=%02x,disable-legacy=on", scsiController, addrSCSI))
 	}
-	var args []string
-	for i := range bridges(s.DiskSlots) {
+	for i := range bridges(int(s.firstNICSlot()) + s.NICSlots) {
 		// shpc=off: Debian's cloud kernel has no driver for it; ACPI plugs. The
 		// firmware gives an empty bridge no addresses unless it asks, and a
 		// disk would find none: it needs 4 KiB, and 16 KiB prefetchable.
@@ -173,7 +170,15 @@ const (
 	scsiBus        = scsiController + ".0"
 )
 
-// bridges is how many bridges hold n disks. A bridge costs the guest's boot 2 %
+// firstNICSlot is behind those of the disks, if those need any.
+func (s Spec) firstNICSlot() slot {
+	if s.BlockDriver == VirtioSCSI {
+		return 0
+	}
+	return slot(s.DiskSlots)
+}
+
+// bridges is how many bridges hold n devices. A bridge costs the guest's boot 2 %
 // under TCG whether its slots are used or not; a PCI Express root port per disk
 // costs as much for each.
 func bridges(n int) int { return (n + slotsPerBridge - 1) / slotsPerBridge }

@@ -61,6 +61,8 @@ type Machine struct {
 	timings  Timings
 	slots    slots
 	disks    map[string]*disk
+	nicSlots slots
+	nics     map[string]*nic
 	vectors  int    // disks with interrupts of their own
 	lastSet  int64  // the number of a descriptor set that was given last
 	ended    bool   // tasks takes no more
@@ -89,11 +91,13 @@ func Start(ctx context.Context, spec Spec) (*Machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	m := &Machine{
-		spec:  spec,
-		heard: make(chan struct{}),
-		done:  make(chan struct{}),
-		slots: newSlots(spec.DiskSlots),
-		disks: map[string]*disk{},
+		spec:     spec,
+		heard:    make(chan struct{}),
+		done:     make(chan struct{}),
+		slots:    newSlots(0, spec.DiskSlots, errNoDiskSlot),
+		nicSlots: newSlots(spec.firstNICSlot(), spec.NICSlots, errNoNICSlot),
+		disks:    map[string]*disk{},
+		nics:     map[string]*nic{},
 
 		unplugging: make(chan struct{}, unplugsAtOnce),
 		growth:     newGrowth(spec),
@@ -140,7 +144,7 @@ func (m *Machine) start(ctx context.Context) (err error) {
 
 	wiring := m.vsock.Wiring()
 	m.growth.shared = wiring.SharedMemory
-	m.proc, err = launch(m.spec.Binary, argv(m.spec, m.accel.Accelerator, wiring), wiring.File)
+	m.proc, err = launchIn(m.spec.NetNS, m.spec.Binary, argv(m.spec, m.accel.Accelerator, wiring), wiring.File)
 	m.vsock.Release()
 	if err != nil {
 		return err

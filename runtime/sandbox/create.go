@@ -151,6 +151,7 @@ func (s *Sandbox) admit(req *CreateRequest, spec *specs.Spec, guest guestspec.Re
 	}
 	if s.machine == nil {
 		s.machine = newMachine(s, req, spec.Hostname, begun)
+		s.machine.netns = netnsOf(spec)
 		s.machine.launch()
 	}
 	s.serial++

@@ -43,6 +43,7 @@ type fakeVM struct {
 	err   error
 	conns []net.Conn // the host's ends
 	disks []string   // that are attached
+	nics  []string   // the same
 
 	limits sizing.Size // none: it cannot grow
 }

@@ -38,7 +38,11 @@ type Process struct {
 // PR_SET_PDEATHSIG counts the death of the thread that forked as the death of
 // the parent (prctl(2)), and the Go runtime ends threads at will. So the
 // goroutine that starts the child keeps its thread until the child has ended.
-func Start(cmd *exec.Cmd) (*Process, error) {
+func Start(cmd *exec.Cmd) (*Process, error) { return StartIn(cmd, nil) }
+
+// StartIn is Start for a child in another network namespace, unless that is nil.
+// The file stays the caller's to close.
+func StartIn(cmd *exec.Cmd, netns *os.File) (*Process, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
@@ -46,9 +50,13 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 	p := &Process{name: cmd.Path, done: make(chan struct{})}
 
 	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
+	onThread(func() {
+		if netns == nil {
+			defer runtime.UnlockOSThread()
+		} else if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+			started <- fmt.Errorf("enter the network namespace %s: %w", netns.Name(), err)
+			return
+		} // and the thread, which stays there, ends with this goroutine
 		if err := cmd.Start(); err != nil {
 			started <- err
 			return
@@ -70,11 +78,30 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 		started <- nil
 		p.err = endOf(cmd.Wait())
 		close(p.done)
-	}()
+	})
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	return p, nil
+}
+
+// onThread runs f in a goroutine that is locked to its thread. That is never the
+// main one, which does not end with the goroutine (runtime/proc.go, mexit).
+func onThread(f func()) {
+	go func() {
+		runtime.LockOSThread()
+		if unix.Gettid() != unix.Getpid() {
+			f()
+			return
+		}
+		locked := make(chan struct{}) // another one, as this one is taken until then
+		onThread(func() {
+			close(locked)
+			f()
+		})
+		<-locked
+		runtime.UnlockOSThread()
+	}()
 }
 
 // setLimits keeps a process that crashes from writing its memory, which is the
