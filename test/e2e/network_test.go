@@ -93,7 +93,7 @@ func inside(t *testing.T, c *e2etest.Container, args ...string) string {
 // node and they each other, by every network that they have. One has its
 // network before it is created, as Kubernetes does it, the other one afterwards,
 // as `ctr run --cni` does it; frames come to one by way of taps, to the other of
-// macvtaps.
+// macvtaps with more queues than it has processors.
 func TestNetworkOfAPod(t *testing.T) {
 	bed := e2etest.Newest(t)
 	image := bed.Image(t, "one", harness.Snapshotter)
@@ -109,7 +109,7 @@ func TestNetworkOfAPod(t *testing.T) {
 		Opts: []oci.SpecOpts{oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: first.Path()})}})
 
 	macvtap := filepath.Join(t.TempDir(), "shim.toml")
-	if err := bed.ShimConfig().Set("network", "model", "macvtap").Write(macvtap); err != nil {
+	if err := bed.ShimConfig().Set("network", "model", "macvtap").Set("network", "queues", 2).Write(macvtap); err != nil {
 		t.Fatal(err)
 	}
 	b, err := bed.Create(t, e2etest.Spec{Image: image, Args: serve("second"), Config: macvtap})
