@@ -54,6 +54,7 @@ func (a *fakeAgent) GetGuestDetails(ctx context.Context, _ *pb.GuestDetailsReque
 	if !a.noFiles {
 		details.ExtraFeatures = append(details.ExtraFeatures, streamwire.FilesFeature)
 	}
+	details.ExtraFeatures = append(details.ExtraFeatures, streamwire.PortsFeature)
 	return &pb.GuestDetailsResponse{AgentDetails: details, MemBlockSizeBytes: a.block}, nil
 }
 

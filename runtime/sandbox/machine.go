@@ -61,6 +61,7 @@ type machine struct {
 	agent   *agentclient.Client
 	wire    bool // the agent speaks docs/streams-wire.md
 	files   bool // and docs/files-wire.md
+	ports   bool // and docs/ports-wire.md
 	size    size
 	err     error
 }
@@ -219,6 +220,7 @@ func (m *machine) learn(ctx context.Context) error {
 	features := details.GetAgentDetails().GetExtraFeatures()
 	m.wire = slices.Contains(features, streamwire.Feature)
 	m.files = slices.Contains(features, streamwire.FilesFeature)
+	m.ports = slices.Contains(features, streamwire.PortsFeature)
 	m.measure(details.GetMemBlockSizeBytes())
 	return nil
 }

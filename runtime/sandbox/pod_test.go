@@ -218,6 +218,20 @@ func heldPod(t *testing.T) *world {
 	return w
 }
 
+func TestAnAnnotationThatIsNotAllowedFailsThePod(t *testing.T) {
+	const name = "io.erofsvm.hypervisor.vcpus"
+	w := newWorld(t, newFakeAgent())
+	err := w.CreatePod(&PodRequest{
+		ID: "pod", Bundle: w.request(t, "pod", "").Bundle, Config: w.config, Annotations: map[string]string{name: "1"},
+	})
+	if !errdefs.IsPermissionDenied(err) && !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), name) {
+		t.Errorf("%v", err)
+	}
+	if !w.Empty() || w.Pid() != 0 {
+		t.Error("a pod is there")
+	}
+}
+
 func TestThePodIsThereBetweenStartAndStop(t *testing.T) {
 	w := heldPod(t)
 	if info, err := w.Sandbox.Pod("pod"); err != nil || info.Ready || info.Created.IsZero() {
