@@ -68,7 +68,7 @@ run: guest-image images ## run a real image in a VM under a private containerd, 
 	@$(ENV) $(BIN)/demo
 
 .PHONY: test
-test: test-unit test-e2e ## every test: unit tests with -race, then the ones that boot VMs
+test: test-unit test-e2e conformance-short ## every test: unit tests with -race, the ones that boot VMs, and suites of others in short
 
 .PHONY: test-unit
 test-unit: tools ## unit tests with the race detector
@@ -101,7 +101,7 @@ conformance-containerd: tools guest-image images conformance-program ## the clie
 	@$(ENV) $(CONFORMANCE) containerd
 
 .PHONY: conformance-short
-conformance-short: guest-image images conformance-program ## what of both fits into the check of a change
+conformance-short: tools guest-image images conformance-program ## what of both fits into the check of a change
 	@$(ENV) $(CONFORMANCE) -short shimtest
 	@$(ENV) $(CONFORMANCE) -short containerd
 
