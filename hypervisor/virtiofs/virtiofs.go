@@ -64,7 +64,7 @@ type Entry struct {
 type Config struct {
 	Binary string // virtiofsd, an absolute path
 	// Dir is a directory private to the VM, which exists. The daemon sees its
-	// mounts there; the host sees a socket, for a moment.
+	// mounts there; the host sees a socket, for a moment: one Start at a time.
 	Dir     string
 	Entries []Entry
 	// Hide are types of filesystems that the guest is not shown where they are
@@ -174,6 +174,15 @@ func connected(path string) (listener, conn *os.File, err error) {
 		return nil, nil, err
 	}
 	return listener, conn, nil
+}
+
+// RemoveSocket removes what a Start that was cut short by the end of this process
+// can have left in dir. It may be called more than once.
+func RemoveSocket(dir string) error {
+	if err := os.Remove(filepath.Join(dir, socketName)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // Conn is the connection for QEMU; legal until Release, and the Daemon's to close.
