@@ -90,9 +90,14 @@ type Rootfs struct {
 
 // Mounts configures what becomes of bind mounts.
 type Mounts struct {
-	CopyMiB   int `toml:"copy_mib"`
-	CopyFiles int `toml:"copy_files"`
+	Bind      string `toml:"bind"`
+	CopyMiB   int    `toml:"copy_mib"`
+	CopyFiles int    `toml:"copy_files"`
+	Virtiofsd string `toml:"virtiofsd"`
 }
+
+// BindVirtioFS is the value of Mounts.Bind that has guests see the host's files.
+const BindVirtioFS = "virtiofs"
 
 // Deadlines bound every wait.
 type Deadlines struct {
@@ -265,6 +270,8 @@ func (c *Config) validate() error {
 	oneOf("rootfs.layers", c.Rootfs.Layers, "auto", "merge", "partition")
 	between("rootfs.cache_mib", c.Rootfs.CacheMiB, 1, 1<<20)
 	between("rootfs.memory_upper_mib", c.Rootfs.MemoryUpperMiB, 0, 1<<20)
+	oneOf("mounts.bind", c.Mounts.Bind, "copy", BindVirtioFS)
+	path("mounts.virtiofsd", c.Mounts.Virtiofsd, false)
 	between("mounts.copy_mib", c.Mounts.CopyMiB, 0, 1<<20)
 	between("mounts.copy_files", c.Mounts.CopyFiles, 0, 1<<20)
 	for key, d := range map[string]Duration{

@@ -76,6 +76,8 @@ func TestBadConfigurationNamesFileLineAndKey(t *testing.T) {
 		{"less memory at most", "[hypervisor]\nmax_memory_mib = 511\n", []string{"hypervisor.max_memory_mib", "512"}},
 		{"suboption injection", "[guest]\nkernel = \"/boot/x,readonly=off\"\n", []string{"guest.kernel", "comma"}},
 		{"relative kernel", "[guest]\nkernel = \"vmlinux\"\n", []string{"guest.kernel", "absolute"}},
+		{"mounts", "[mounts]\nbind = \"nfs\"\n", []string{"mounts.bind", "copy, virtiofs"}},
+		{"no daemon", "[mounts]\nvirtiofsd = \"\"\n", []string{"mounts.virtiofsd", "empty"}},
 		{"two errors at once", "[hypervisor]\nvcpus = 0\nslots = 0\n", []string{"vcpus", "slots"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -45,11 +45,11 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	if err != nil {
 		return 0, err
 	}
-	copies, err := scanCopies(guest.Copies, req.Config.Mounts)
+	files, err := openHostFiles(guest.Copies, req.Config.Mounts)
 	if err != nil {
 		return 0, err
 	}
-	defer copies.close()
+	defer files.close()
 	for _, d := range guest.Dropped {
 		s.log.WithField("container", req.ID).Warnf("not for the guest: %s", d)
 	}
@@ -87,7 +87,8 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	if err != nil {
 		return 0, err
 	}
-	if err := copies.send(ctx, m); err != nil {
+	shared, err := files.give(ctx, m, c)
+	if err != nil {
 		return 0, err
 	}
 	if err := m.forward(ctx, c, guest.Sockets); err != nil {
@@ -96,7 +97,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	created := time.Now()
 	c.inGuest = true // even a create that failed may have left something
 	err = m.agent.CreateContainer(ctx, &pb.CreateContainerRequest{
-		ContainerId: req.ID, ExecId: req.ID, Storages: storages, OCI: guest.Spec,
+		ContainerId: req.ID, ExecId: req.ID, Storages: append(storages, shared...), OCI: guest.Spec,
 	})
 	m.trace.phase("container create", created)
 	if err != nil {
@@ -124,7 +125,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 // to say, as for runc's shim.
 func convert(spec *specs.Spec, req *CreateRequest) (guestspec.Result, error) {
 	guest, err := guestspec.Convert(spec, guestspec.Options{
-		Bundle: req.Bundle, Rootfs: guestRootfs(req.ID), Copies: guestCopies(req.ID),
+		Bundle: req.Bundle, Rootfs: guestRootfs(req.ID), Copies: guestCopies(req.ID), Shares: guestShares(req),
 		PassHooks: req.Config.Guest.Hooks == "pass",
 	})
 	if err == nil {

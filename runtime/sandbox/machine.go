@@ -231,6 +231,10 @@ func (m *machine) spec() (qemu.Spec, error) {
 			return qemu.Spec{}, err
 		}
 	}
+	virtiofsd, err := virtiofsdPath(m.cfg.Mounts)
+	if err != nil {
+		return qemu.Spec{}, err
+	}
 	return qemu.Spec{
 		Dir:          filepath.Join(m.dir, "vm"),
 		CacheDir:     filepath.Join(m.cfg.CacheDir, "host"),
@@ -249,6 +253,7 @@ func (m *machine) spec() (qemu.Spec, error) {
 		AIO:          qemu.AIO(h.AIO),
 		Vsock:        vsock.Kind(m.cfg.Vsock.Backend),
 		VsockDaemon:  daemon,
+		Virtiofsd:    virtiofsd,
 		OnStarted: func(r qemu.Record) error {
 			m.qemuPid.Store(int64(r.QEMU.Pid))
 			return writeRecord(m.bundle, record{Dir: m.dir, VM: &r})
