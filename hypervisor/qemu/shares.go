@@ -36,7 +36,7 @@ func (m *Machine) AttachShare(ctx context.Context, want hypervisor.Share) error 
 func (m *Machine) attachShare(ctx context.Context, want hypervisor.Share) error {
 	switch {
 	case m.spec.Virtiofsd == "":
-		return fmt.Errorf("%w: mounts.virtiofsd was not set when it was", ErrNoShares)
+		return fmt.Errorf("%w: mounts.bind was not \"virtiofs\" when it was started", ErrNoShares)
 	case !diskID.MatchString(want.ID):
 		return errDiskID
 	}

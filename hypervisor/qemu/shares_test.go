@@ -70,6 +70,7 @@ func wantNoShare(t *testing.T, m *Machine) {
 func TestSharesOfARunningGuest(t *testing.T) {
 	var recorded Record
 	spec := sharing(t, guestSpec(t))
+	spec.MaxMemoryMiB = 512
 	spec.OnStarted = func(r Record) error { recorded = r; return nil }
 	m := start(t, spec)
 	dir, other := t.TempDir(), t.TempDir()
@@ -96,6 +97,10 @@ func TestSharesOfARunningGuest(t *testing.T) {
 		}
 	}
 
+	// The daemon serves memory that comes later, too.
+	if _, err := m.AddMemory(within(t), 384); err != nil {
+		t.Error(err)
+	}
 	attachShare(t, m, "two", entry(t, "0", other, false))
 	g.must("share two")
 	g.must("write /tmp/two/0/x y")
