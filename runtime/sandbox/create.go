@@ -50,11 +50,11 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	if err != nil {
 		return 0, err
 	}
-	copies, err := scanCopies(guest.Copies, req.Config.Mounts)
+	files, err := openHostFiles(guest.Copies, req.Config.Mounts)
 	if err != nil {
 		return 0, err
 	}
-	defer copies.close()
+	defer files.close()
 	for _, d := range guest.Dropped {
 		s.log.WithField("container", req.ID).Warnf("not for the guest: %s", d)
 	}
@@ -70,7 +70,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	}()
 
 	if c.virtual == nil {
-		err = s.build(ctx, c, m, req, guest, copies)
+		err = s.build(ctx, c, m, req, guest, files)
 	} else {
 		err = s.stand(ctx, c, m)
 	}
@@ -96,7 +96,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 }
 
 // build makes a container in the guest.
-func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *CreateRequest, guest guestspec.Result, copies copies) error {
+func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *CreateRequest, guest guestspec.Result, files hostFiles) error {
 	// While the VM boots:
 	plan, err := m.plan(ctx, req.Rootfs)
 	if err != nil {
@@ -118,7 +118,8 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	if err != nil {
 		return err
 	}
-	if err := copies.send(ctx, m); err != nil {
+	shared, err := files.give(ctx, m, c)
+	if err != nil {
 		return err
 	}
 	if err := m.forward(ctx, c, guest.Sockets); err != nil {
@@ -127,7 +128,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	created := time.Now()
 	c.inGuest = true // even a create that failed may have left something
 	err = m.agent.CreateContainer(ctx, &pb.CreateContainerRequest{
-		ContainerId: req.ID, ExecId: req.ID, Storages: storages, OCI: guest.Spec, SandboxPidns: guest.PodPID,
+		ContainerId: req.ID, ExecId: req.ID, Storages: append(storages, shared...), OCI: guest.Spec, SandboxPidns: guest.PodPID,
 	})
 	m.trace.phase("container create", created)
 	if err != nil {
@@ -158,7 +159,7 @@ func (s *Sandbox) openStreams(ctx context.Context, p *process, m *machine) error
 // to say, as for runc's shim.
 func convert(spec *specs.Spec, req *CreateRequest, of membership) (guestspec.Result, error) {
 	guest, err := guestspec.Convert(spec, guestspec.Options{
-		Bundle: req.Bundle, Rootfs: guestRootfs(req.ID), Copies: guestCopies(req.ID),
+		Bundle: req.Bundle, Rootfs: guestRootfs(req.ID), Copies: guestCopies(req.ID), Shares: guestShares(req),
 		PassHooks: req.Config.Guest.Hooks == "pass", Pod: of.guest(),
 	})
 	if err != nil {

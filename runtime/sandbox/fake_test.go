@@ -38,10 +38,12 @@ type fakeVM struct {
 	once  sync.Once
 	tasks sync.WaitGroup
 
-	mu    sync.Mutex
-	err   error
-	conns []net.Conn // the host's ends
-	disks []string   // that are attached
+	mu      sync.Mutex
+	err     error
+	conns   []net.Conn // the host's ends
+	disks   []string   // that are attached, and shares
+	share   error      // what attaching one gives
+	entries []string   // of shares
 
 	limits sizing.Size // none: it cannot grow
 }
@@ -111,6 +113,7 @@ type fakeAgent struct {
 	hold      map[string]chan struct{} // by method: the answer waits until it is closed
 	held      map[string]chan struct{} // by method: closed when the answer waits
 	copied    []*pb.CopyFileRequest
+	created   []*pb.CreateContainerRequest
 	execs     []*pb.ExecProcessRequest
 	updated   *pb.LinuxResources
 	requests  []streamwire.Request // for files

@@ -70,6 +70,9 @@ func (a *fakeAgent) CreateContainer(ctx context.Context, r *pb.CreateContainerRe
 	if err := a.called(ctx, "CreateContainer", r.GetContainerId()); err != nil {
 		return nil, err
 	}
+	a.mu.Lock()
+	a.created = append(a.created, r)
+	a.mu.Unlock()
 	a.add(agentclient.Process{Container: r.GetContainerId()})
 	a.mu.Lock()
 	defer a.mu.Unlock()

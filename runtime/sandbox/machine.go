@@ -252,6 +252,10 @@ func (m *machine) spec() (qemu.Spec, error) {
 			return qemu.Spec{}, err
 		}
 	}
+	virtiofsd, err := virtiofsdPath(m.cfg.Mounts)
+	if err != nil {
+		return qemu.Spec{}, err
+	}
 	return qemu.Spec{
 		Dir:          filepath.Join(m.dir, "vm"),
 		CacheDir:     filepath.Join(m.cfg.CacheDir, "host"),
@@ -270,6 +274,7 @@ func (m *machine) spec() (qemu.Spec, error) {
 		AIO:          qemu.AIO(h.AIO),
 		Vsock:        vsock.Kind(m.cfg.Vsock.Backend),
 		VsockDaemon:  daemon,
+		Virtiofsd:    virtiofsd,
 		OnStarted: func(r qemu.Record) error {
 			m.qemuPid.Store(int64(r.QEMU.Pid))
 			return writeRecord(m.bundle, record{Dir: m.dir, VM: &r})
