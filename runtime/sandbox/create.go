@@ -204,7 +204,7 @@ func (s *Sandbox) admit(req *CreateRequest, spec *specs.Spec, guest guestspec.Re
 			return nil, nil, err
 		}
 		s.machine = newMachine(s, cfg, identity{
-			id: req.ID, bundle: req.Bundle, hostname: spec.Hostname, pod: of.infra, begun: begun,
+			id: req.ID, bundle: req.Bundle, hostname: spec.Hostname, netns: netnsOf(spec), pod: of.infra, begun: begun,
 		})
 		s.pod = of.pod
 		s.machine.launch()

@@ -42,6 +42,7 @@ type fakeVM struct {
 	err     error
 	conns   []net.Conn // the host's ends
 	disks   []string   // that are attached, and shares
+	nics    []string   // the same
 	share   error      // what attaching one gives
 	entries []string   // of shares
 
