@@ -7,6 +7,9 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/hypervisor/qmp"
@@ -155,7 +158,53 @@ func checkNIC(n hypervisor.NIC) error {
 	case len(n.Vhost) != 0 && len(n.Vhost) != len(n.Queues):
 		return fmt.Errorf("%d descriptors of vhost-net for %d queues", len(n.Vhost), len(n.Queues))
 	}
+	for _, f := range n.Queues {
+		if err := control(f, isTap); err != nil {
+			return fmt.Errorf("%s is no tap with virtio-net headers: %w", f.Name(), err)
+		}
+	}
+	for _, f := range n.Vhost {
+		if err := control(f, isVhost); err != nil {
+			return fmt.Errorf("%s is no vhost-net: %w", f.Name(), err)
+		}
+	}
 	return nil
+}
+
+// isTap and isVhost ask what QEMU must not find out: it keeps a descriptor that
+// turns out to be no tap, and 7.2 aborts on one that is no vhost-net.
+func isTap(fd int) error {
+	request, err := unix.NewIfreq("")
+	if err == nil {
+		err = unix.IoctlIfreq(fd, unix.TUNGETIFF, request)
+	}
+	if err == nil && request.Uint16()&unix.IFF_VNET_HDR == 0 {
+		err = errors.New("it has no IFF_VNET_HDR")
+	}
+	return err
+}
+
+func isVhost(fd int) error {
+	// VHOST_GET_FEATURES, _IOR(0xAF, 0x00, __u64) of linux/vhost.h.
+	const vhostGetFeatures = 0x8008af00
+	var features uint64
+	if _, _, e := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), vhostGetFeatures, uintptr(unsafe.Pointer(&features))); e != 0 {
+		return os.NewSyscallError("ioctl(VHOST_GET_FEATURES)", e)
+	}
+	return nil
+}
+
+// control calls f with the descriptor, which cannot be closed meanwhile.
+func control(file *os.File, f func(fd int) error) error {
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var answer error
+	if err := raw.Control(func(fd uintptr) { answer = f(int(fd)) }); err != nil {
+		return err
+	}
+	return answer
 }
 
 // DetachNIC implements hypervisor.VM. After an error the NIC can be half gone; it

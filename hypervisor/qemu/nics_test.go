@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -32,30 +33,17 @@ func attachNIC(t *testing.T, m *Machine, n hypervisor.NIC) {
 	}
 }
 
-// devices are the network interfaces that QEMU has, by name.
-func devices(t *testing.T, m *Machine) map[string]int {
+// placeOf is where QEMU has a device.
+func placeOf(t *testing.T, m *Machine, name string) string {
 	t.Helper()
-	type device struct {
-		ID     string `json:"qdev_id"`
-		Slot   int    `json:"slot"`
-		Bridge struct {
-			Devices []struct {
-				ID   string `json:"qdev_id"`
-				Slot int    `json:"slot"`
-			} `json:"devices"`
-		} `json:"pci_bridge"`
+	get := func(property string, value any) {
+		do(t, m, "qom-get", map[string]any{"path": "/machine/peripheral/" + name, "property": property}, value)
 	}
-	var buses []struct {
-		Devices []device `json:"devices"`
-	}
-	do(t, m, "query-pci", nil, &buses)
-	found := map[string]int{}
-	for _, d := range buses[0].Devices {
-		for _, behind := range d.Bridge.Devices {
-			found[behind.ID] = behind.Slot
-		}
-	}
-	return found
+	var bus string
+	var function int // with the slot in front
+	get("parent_bus", &bus)
+	get("addr", &function)
+	return fmt.Sprintf("%s %02x", filepath.Base(bus), function>>3)
 }
 
 func tapDescriptors(t *testing.T, m *Machine) int {
@@ -88,9 +76,10 @@ func TestNICsHaveQueuesAndSlotsOfTheirOwn(t *testing.T) {
 		attach(t, m, "disk", true)
 		attachNIC(t, m, testNIC(t, "one", 1, 1))
 		attachNIC(t, m, testNIC(t, "four", 2, 4))
-		found := devices(t, m)
-		if found["virtio-disk"] != 1 || found["nic-one"] != 2 || found["nic-four"] != 3 {
-			t.Errorf("slots %v", found)
+		for name, want := range map[string]string{"virtio-disk": "bridge0 01", "nic-one": "bridge0 02", "nic-four": "bridge0 03"} {
+			if got := placeOf(t, m, name); got != want {
+				t.Errorf("%s is at %s, want %s", name, got, want)
+			}
 		}
 		if err := m.AttachNIC(within(t), testNIC(t, "three", 3, 1)); !errors.Is(err, ErrNoSlot) {
 			t.Errorf("one more than there are slots: %v", err)

@@ -37,7 +37,8 @@ const seedSize = 64
 const lastWords = 3 * time.Second
 
 // machine is the VM of a sandbox with its agent. Its life is obtain →
-// personalise → attach: until it is personalised nothing in it belongs to a pod.
+// personalise → attach: until it is personalised nothing in it, but for the
+// devices of its network, belongs to a pod.
 type machine struct {
 	cfg configs.Config
 	identity
