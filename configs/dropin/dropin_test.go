@@ -64,6 +64,27 @@ func TestRenderedFilesAreThoseOfTheGoldenOnes(t *testing.T) {
 	}
 }
 
+// TestTheDocumentationShowsTheFile but for its comments.
+func TestTheDocumentationShowsTheFile(t *testing.T) {
+	page, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := Render(Release{2, 4}, in(), Default())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for line := range strings.Lines(string(file)) {
+		if !strings.HasPrefix(strings.TrimSpace(line), "#") {
+			lines = append(lines, line)
+		}
+	}
+	if text := strings.Join(lines, ""); !strings.Contains(string(page), "```toml\n"+text+"```") {
+		t.Errorf("docs/kubernetes.md lacks\n%s", text)
+	}
+}
+
 func TestWhatContainerdWouldMixUpIsRefused(t *testing.T) {
 	for _, tc := range []struct {
 		release Release
