@@ -78,6 +78,7 @@ type Guest struct {
 	Initrd       string `toml:"initrd"`
 	KernelParams string `toml:"kernel_params"`
 	Hooks        string `toml:"hooks"`
+	Pause        string `toml:"pause"`
 }
 
 // Vsock chooses the transport between shim and agent.
@@ -98,9 +99,14 @@ type Rootfs struct {
 
 // Mounts configures what becomes of bind mounts.
 type Mounts struct {
-	CopyMiB   int `toml:"copy_mib"`
-	CopyFiles int `toml:"copy_files"`
+	Bind      string `toml:"bind"`
+	CopyMiB   int    `toml:"copy_mib"`
+	CopyFiles int    `toml:"copy_files"`
+	Virtiofsd string `toml:"virtiofsd"`
 }
+
+// BindVirtioFS is the value of Mounts.Bind that has guests see the host's files.
+const BindVirtioFS = "virtiofs"
 
 // Annotations configures what a pod may say about its own VM.
 type Annotations struct {
@@ -277,6 +283,7 @@ func (c *Config) Validate() error {
 		bad("guest.kernel_params", "contains a control character")
 	}
 	oneOf("guest.hooks", c.Guest.Hooks, "refuse", "pass")
+	oneOf("guest.pause", c.Guest.Pause, "virtual", "run")
 	oneOf("vsock.backend", c.Vsock.Backend, "auto", "kernel", "vhost-user")
 	file("vsock.device_path", c.Vsock.DevicePath, false)
 	file("rootfs.mkfs_erofs", c.Rootfs.MkfsErofs, false)
@@ -284,6 +291,8 @@ func (c *Config) Validate() error {
 	oneOf("rootfs.layers", c.Rootfs.Layers, "auto", "merge", "partition")
 	between("rootfs.cache_mib", c.Rootfs.CacheMiB, 1, 1<<20)
 	between("rootfs.memory_upper_mib", c.Rootfs.MemoryUpperMiB, 0, 1<<20)
+	oneOf("mounts.bind", c.Mounts.Bind, "copy", BindVirtioFS)
+	file("mounts.virtiofsd", c.Mounts.Virtiofsd, false)
 	between("mounts.copy_mib", c.Mounts.CopyMiB, 0, 1<<20)
 	between("mounts.copy_files", c.Mounts.CopyFiles, 0, 1<<20)
 	for _, pattern := range c.Annotations.Allowed {

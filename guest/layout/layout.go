@@ -26,13 +26,17 @@ const (
 	StageLate   = "late"   // once it listens, before the first storage is mounted
 	StageSCSI   = "scsi"   // before the first disk of a SCSI controller
 	StageVerity = "verity" // before the first layer with a hash tree
+	// StageVirtioFS is before the first share of the host's files.
+	StageVirtioFS = "virtiofs"
 )
 
 // Stages returns all stages, in the order in which they stand in ModuleList.
-func Stages() []string { return []string{StageBoot, StageLate, StageSCSI, StageVerity} }
+func Stages() []string { return []string{StageBoot, StageLate, StageSCSI, StageVerity, StageVirtioFS} }
 
 // OnDemand reports whether a stage is loaded only when something needs it.
-func OnDemand(stage string) bool { return stage == StageSCSI || stage == StageVerity }
+func OnDemand(stage string) bool {
+	return stage == StageSCSI || stage == StageVerity || stage == StageVirtioFS
+}
 
 // Vsock ports of the guest, and of the host for PortReady.
 const (
@@ -40,5 +44,6 @@ const (
 	PortLog     = 1025                 // the agent's log, JSON lines, to whoever connects
 	PortStreams = streamwire.Port      // streams of processes, docs/streams-wire.md
 	PortFiles   = streamwire.FilesPort // files and sockets, docs/files-wire.md
+	PortPorts   = streamwire.PortsPort // TCP ports of the loopback, docs/ports-wire.md
 	PortReady   = 1028                 // on the host (CID 2): the agent dials it once when it listens
 )

@@ -69,7 +69,7 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		"-cpu", cpu(accel),
 		"-smp", processors(s),
 		"-m", memorySize(s),
-		"-object", memory(s.MemoryMiB, dev.SharedMemory),
+		"-object", memory(s.MemoryMiB, sharedMemory(s, dev)),
 		"-rtc", "base=utc",
 		"-kernel", s.Kernel,
 		"-initrd", s.Initrd,
@@ -128,6 +128,9 @@ func memory(mib int, shared bool) string {
 	return backend
 }
 
+// sharedMemory says that a daemon needs the guest's memory, now or later.
+func sharedMemory(s Spec, dev vsock.Wiring) bool { return dev.SharedMemory || s.Virtiofsd != "" }
+
 func backendType(shared bool) string {
 	if shared {
 		return "memory-backend-memfd"
@@ -146,18 +149,22 @@ func vsockDevice(dev vsock.Wiring) []string {
 	}
 }
 
-// diskSlots are the devices that disks are plugged into.
+// diskSlots are the devices that disks and shares are plugged into.
 func diskSlots(s Spec) []string {
-	if s.BlockDriver == VirtioSCSI {
-		if s.DiskSlots == 0 {
-			return nil
-		}
-		// Its requests are handled by QEMU's main thread, as those of virtio-blk
-		// are: so both kinds of disk share the files' aio and nothing else.
-		return []string{"-device", fmt.Sprintf("virtio-scsi-pci,id=%s,bus=pcie.0,addr=%02x,disable-legacy=on", scsiController, addrSCSI)}
-	}
 	var args []string
-	for i := range bridges(s.DiskSlots) {
+	behindBridges := s.DiskSlots
+	if s.BlockDriver == VirtioSCSI {
+		if s.DiskSlots > 0 {
+			// Its requests are handled by QEMU's main thread, as those of virtio-blk
+			// are: so both kinds of disk share the files' aio and nothing else.
+			args = append(args, "-device", fmt.Sprintf("virtio-scsi-pci,id=%s,bus=pcie.0,addr=%02x,disable-legacy=on", scsiController, addrSCSI))
+		}
+		behindBridges = 0
+		if s.Virtiofsd != "" {
+			behindBridges = shareSlots
+		}
+	}
+	for i := range bridges(behindBridges) {
 		// shpc=off: Debian's cloud kernel has no driver for it; ACPI plugs. The
 		// firmware gives an empty bridge no addresses unless it asks, and a
 		// disk would find none: it needs 4 KiB, and 16 KiB prefetchable.

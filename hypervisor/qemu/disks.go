@@ -27,10 +27,11 @@ const rollbackTimeout = 10 * time.Second
 // also part of QEMU's names for the device and its node.
 var diskID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]{0,19}$`)
 
-// disk is a disk that has a slot. It is in Machine.disks from before the first
-// command about it until after the last one.
+// disk is a disk, or a share, that has a slot. It is in Machine.disks from before
+// the first command about it until after the last one.
 type disk struct {
 	id   string
+	on   BlockDriver // how it is plugged in: a share as virtio-blk is
 	slot slot
 	// turn is held by the one call that changes the disk. A channel, so that
 	// waiting for it ends with the caller's context, and so that no lock is
@@ -50,6 +51,8 @@ type disk struct {
 	// sets are the descriptor sets that QEMU may still have of the disk's files.
 	// Guarded by turn.
 	sets []int64
+	// share is what serves a share; nil for a disk. Guarded by turn.
+	share *share
 }
 
 func (d *disk) nodeName() string   { return "disk-" + d.id }
@@ -61,14 +64,14 @@ func (m *Machine) Attach(ctx context.Context, want hypervisor.Disk) (hypervisor.
 	if err != nil {
 		return hypervisor.Attachment{}, fmt.Errorf("attach disk %q (%s): %w", want.ID, want.Path, gone(err))
 	}
-	return m.spec.BlockDriver.attachment(d.slot), nil
+	return d.on.attachment(d.slot), nil
 }
 
 func (m *Machine) attach(ctx context.Context, want hypervisor.Disk) (*disk, error) {
 	if err := checkDisk(want); err != nil {
 		return nil, err
 	}
-	d, err := m.reserve(want.ID)
+	d, err := m.reserve(want.ID, m.spec.BlockDriver)
 	if err != nil {
 		return nil, err
 	}
@@ -85,18 +88,23 @@ func (m *Machine) attach(ctx context.Context, want hypervisor.Disk) (*disk, erro
 		d.node = !refused(err)
 	}
 	if err == nil {
-		err = m.proc.monitor.Execute(ctx, "device_add", m.spec.BlockDriver.device(d), nil)
+		err = m.proc.monitor.Execute(ctx, "device_add", d.on.device(d), nil)
 		d.device, d.plugged = !refused(err), err == nil
 	}
 	if err != nil {
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
-		defer cancel()
-		if undoErr := m.remove(undo, d); undoErr != nil && !errors.Is(undoErr, qmp.ErrClosed) {
-			err = errors.Join(err, fmt.Errorf("roll back: %w", undoErr))
-		}
-		return nil, err
+		return nil, m.rollBack(ctx, d, err)
 	}
 	return d, nil
+}
+
+// rollBack undoes what there is of d after an error. The caller holds the turn of d.
+func (m *Machine) rollBack(ctx context.Context, d *disk, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
+	defer cancel()
+	if err := m.remove(ctx, d); err != nil && !errors.Is(err, qmp.ErrClosed) {
+		return errors.Join(cause, fmt.Errorf("roll back: %w", err))
+	}
+	return cause
 }
 
 // refused says that QEMU answered that it has not done what was asked.
@@ -106,23 +114,31 @@ func refused(err error) bool {
 }
 
 // reserve takes a slot and the ID, and the turn of the disk.
-func (m *Machine) reserve(id string) (*disk, error) {
+func (m *Machine) reserve(id string, on BlockDriver) (*disk, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.disks[id] != nil {
 		return nil, ErrDiskExists
 	}
-	slot, ready, err := m.slots.take()
+	slot, ready, err := m.slotsFor(on).take()
 	if err != nil {
 		return nil, err
 	}
-	d := &disk{id: id, slot: slot, ready: ready, turn: make(chan struct{}, 1), deleted: make(chan struct{})}
+	d := &disk{id: id, on: on, slot: slot, ready: ready, turn: make(chan struct{}, 1), deleted: make(chan struct{})}
 	if d.vectors = m.vectors < disksWithVectors; d.vectors {
 		m.vectors++
 	}
 	d.turn <- struct{}{}
 	m.disks[id] = d
 	return d, nil
+}
+
+// slotsFor are the slots of a kind of device. The caller holds m.mu.
+func (m *Machine) slotsFor(on BlockDriver) *slots {
+	if on != m.spec.BlockDriver {
+		return &m.shareSlots
+	}
+	return &m.slots
 }
 
 // Detach implements hypervisor.VM. After an error the disk can be half gone; it
@@ -140,10 +156,10 @@ func (m *Machine) Detach(ctx context.Context, id string) error {
 	case d.turn <- struct{}{}:
 		defer func() { <-d.turn }()
 	case <-ctx.Done():
-		return fmt.Errorf("detach disk %q: wait for another call about it: %w", id, context.Cause(ctx))
+		return fmt.Errorf("detach %q: wait for another call about it: %w", id, context.Cause(ctx))
 	}
 	if err := m.remove(ctx, d); err != nil {
-		return fmt.Errorf("detach disk %q: %w", id, gone(err))
+		return fmt.Errorf("detach %q: %w", id, gone(err))
 	}
 	return nil
 }
@@ -170,6 +186,9 @@ func (m *Machine) remove(ctx context.Context, d *disk) error {
 	if err := m.takeBack(ctx, d); err != nil {
 		return err
 	}
+	if err := m.endShare(ctx, d); err != nil {
+		return err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.disks[d.id] == d {
@@ -177,7 +196,7 @@ func (m *Machine) remove(ctx context.Context, d *disk) error {
 		if d.vectors {
 			m.vectors--
 		}
-		m.slots.giveBack(d.slot, d.ready)
+		m.slotsFor(d.on).giveBack(d.slot, d.ready)
 	}
 	return nil
 }
@@ -197,7 +216,7 @@ func (m *Machine) rest(ctx context.Context, d *disk) error {
 	case <-m.proc.monitor.Done():
 		return m.proc.monitor.Err()
 	case <-ctx.Done():
-		return fmt.Errorf("wait until the slot at %s, given back just now, may be used: %w", m.spec.BlockDriver.place(d.slot), context.Cause(ctx))
+		return fmt.Errorf("wait until the slot at %s, given back just now, may be used: %w", d.on.place(d.slot), context.Cause(ctx))
 	}
 }
 
@@ -206,14 +225,14 @@ func (m *Machine) rest(ctx context.Context, d *disk) error {
 // Only a few PCI devices go at a time: at each event the guest is told again of
 // all that are to go, so that its work grows with their square (see slotRest).
 func (m *Machine) unplug(ctx context.Context, d *disk) error {
-	if m.spec.BlockDriver == VirtioBlk {
+	if d.on == VirtioBlk {
 		select {
 		case m.unplugging <- struct{}{}:
 			defer func() { <-m.unplugging }()
 		case <-m.proc.monitor.Done():
 			return m.proc.monitor.Err()
 		case <-ctx.Done():
-			return fmt.Errorf("wait until the guest lets go of another disk: %w", context.Cause(ctx))
+			return fmt.Errorf("wait until the guest lets go of other devices: %w", context.Cause(ctx))
 		}
 	}
 	asked := d.requested.Swap(true)
@@ -236,7 +255,7 @@ func (m *Machine) unplug(ctx context.Context, d *disk) error {
 	case <-m.proc.monitor.Done():
 		return m.proc.monitor.Err()
 	case <-ctx.Done():
-		return fmt.Errorf("wait until the guest lets go of the disk at %s: %w", m.spec.BlockDriver.place(d.slot), context.Cause(ctx))
+		return fmt.Errorf("wait until the guest lets go of the device at %s: %w", d.on.place(d.slot), context.Cause(ctx))
 	}
 }
 

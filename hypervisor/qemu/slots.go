@@ -6,8 +6,12 @@ import (
 	"time"
 )
 
-// ErrNoSlot is wrapped when a VM has as many disks as it has slots.
+// ErrNoSlot is wrapped when a VM has as many disks and shares as it has slots.
 var ErrNoSlot = errors.New("no free disk slot")
+
+// shareSlots is how many shares a VM takes whose disks need no PCI slots. Where
+// they do, the slots are for both.
+const shareSlots = slotsPerBridge
 
 // slotRest is how long a slot stays empty after a disk was unplugged from it.
 //
@@ -24,8 +28,9 @@ const slotRest = 2 * time.Second
 // first: lowest first as long as there are new ones. It is not safe for
 // concurrent use.
 type slots struct {
-	free  []freeSlot
-	count int // of all
+	free   []freeSlot
+	count  int    // of all
+	advice string // what to do when all are taken
 }
 
 type freeSlot struct {
@@ -34,7 +39,7 @@ type freeSlot struct {
 }
 
 func newSlots(n int) slots {
-	s := slots{free: make([]freeSlot, n), count: n}
+	s := slots{free: make([]freeSlot, n), count: n, advice: fmt.Sprintf("raise hypervisor.slots (at most %d)", MaxDiskSlots)}
 	for i := range s.free {
 		s.free[i].slot = slot(i)
 	}
@@ -44,11 +49,22 @@ func newSlots(n int) slots {
 // take returns a slot and when it may be used.
 func (s *slots) take() (slot, time.Time, error) {
 	if len(s.free) == 0 {
-		return 0, time.Time{}, fmt.Errorf("%w: all %d are taken: raise hypervisor.slots (at most %d)", ErrNoSlot, s.count, MaxDiskSlots)
+		return 0, time.Time{}, fmt.Errorf("%w: all %d are taken: %s", ErrNoSlot, s.count, s.advice)
 	}
 	first := s.free[0]
 	s.free = s.free[1:]
 	return first.slot, first.ready, nil
+}
+
+// newShareSlots are those of a VM whose disks are not plugged into slots of theirs.
+func newShareSlots(s Spec) slots {
+	n := 0
+	if s.Virtiofsd != "" && s.BlockDriver != VirtioBlk {
+		n = shareSlots
+	}
+	free := newSlots(n)
+	free.advice = fmt.Sprintf("with hypervisor.block_driver = %q there are as many as hypervisor.slots says", VirtioBlk)
+	return free
 }
 
 // giveBack takes a slot that may be used again from then on.
