@@ -58,18 +58,16 @@ missing, and does not overwrite what others wrote or changed.`,
 			if err != nil {
 				return err
 			}
-			if err := o.complete(cmd.Context(), root, release, config); err != nil {
-				return err
+			err = o.complete(cmd.Context(), root, release, config)
+			if err == nil && !noCheck {
+				err = fit(cmd.Context(), root, o)
 			}
-			if !noCheck {
-				err := fit(cmd.Context(), root, o)
-				if errors.Is(err, errUnfit) && skipUnfit {
-					fmt.Fprintf(cmd.OutOrStdout(), "nothing is installed: %v\n", err)
-					return nil
-				}
-				if err != nil {
-					return err
-				}
+			if errors.Is(err, errUnfit) && skipUnfit {
+				fmt.Fprintf(cmd.OutOrStdout(), "nothing is installed: %v\n", err)
+				return nil
+			}
+			if err != nil {
+				return err
 			}
 			o.Force, o.DryRun = f.force, f.dryRun
 			installer := New(root, teller(cmd))
@@ -129,12 +127,14 @@ func (o *Options) complete(ctx context.Context, root hostroot.Root, release, con
 	if o.Containerd == "" {
 		return errors.New("--containerd is empty: --containerd-version has to say which it is")
 	}
-	o.Release, err = hostcheck.Release(ctx, root, o.Containerd)
-	return err
+	if o.Release, err = hostcheck.Release(ctx, root, o.Containerd); err != nil {
+		return fmt.Errorf("%w: %w", errUnfit, err)
+	}
+	return nil
 }
 
-// errUnfit is wrapped by what fit says against a host.
-var errUnfit = errors.New("VMs cannot run on this host (erofsvm check; --no-check installs all the same)")
+// errUnfit is wrapped by what is said against a host.
+var errUnfit = errors.New("VMs cannot run on this host (erofsvm check says more)")
 
 func fit(ctx context.Context, root hostroot.Root, o Options) error {
 	c := configs.Default()

@@ -78,8 +78,12 @@ func TestAHostThatCannotRunVMsIsLeftAlone(t *testing.T) {
 	if err != nil || !strings.Contains(out, "nothing is installed") {
 		t.Errorf("%q, %v", out, err)
 	}
-	if _, err := b.cli("install", "--skip-unfit"); err == nil || !strings.Contains(err.Error(), "containerd") {
-		t.Errorf("without a containerd: %v", err)
+	out, err = b.cli("install", "--skip-unfit")
+	if err != nil || !strings.Contains(out, "nothing is installed") || !strings.Contains(out, "containerd: executable file not found") {
+		t.Errorf("without a containerd: %q, %v", out, err)
+	}
+	if _, err := b.cli("install", "--no-check"); err == nil || !strings.Contains(err.Error(), "containerd: executable file not found") {
+		t.Errorf("nobody says which containerd: %v", err)
 	}
 	if !mapsEqual(before, b.tree()) {
 		t.Error("something was installed")
