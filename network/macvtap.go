@@ -28,7 +28,7 @@ func (n *Namespace) makeMacVTap(d *Device, queues int) error {
 	if err != nil {
 		return fmt.Errorf("find the macvtap: %w", err)
 	}
-	err = n.inside(func() error {
+	err = n.Inside(func() error {
 		if err := silence(name); err != nil {
 			return err
 		}

@@ -94,7 +94,7 @@ func New() (*Namespace, error) {
 // take claims the namespace; file is closed on an error.
 func take(file *os.File) (*Namespace, error) {
 	n := &Namespace{file: file, socket: -1}
-	err := n.inside(func() (err error) {
+	err := n.Inside(func() (err error) {
 		if n.socket, err = bindClaim(); err != nil {
 			return err
 		}
@@ -145,8 +145,9 @@ func (n *Namespace) Close() {
 	n.file.Close()
 }
 
-// inside runs f on a thread in the namespace.
-func (n *Namespace) inside(f func() error) error {
+// Inside runs f on a thread in the namespace. It waits for f, which must not lock
+// itself to its thread.
+func (n *Namespace) Inside(f func() error) error {
 	return onThread(func() error {
 		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
 			return fmt.Errorf("enter the network namespace: %w", err)

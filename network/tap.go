@@ -117,7 +117,7 @@ func (n *Namespace) makeTap(d *Device, queues int) error {
 	if queues > 1 { // else QEMU, which asks for one queue, is refused
 		tap.Flags |= netlink.TUNTAP_MULTI_QUEUE
 	}
-	err := n.inside(func() error {
+	err := n.Inside(func() error {
 		err := n.route.LinkAdd(tap) // a tap belongs to the namespace of the thread that opens it
 		if err != nil {
 			return fmt.Errorf("make a tap (/dev/net/tun): %w", err)

@@ -32,7 +32,7 @@ type Changes struct {
 // Watch begins to listen; the caller closes what it returns.
 func (n *Namespace) Watch() (*Changes, error) {
 	fd := -1
-	err := n.inside(func() (err error) {
+	err := n.Inside(func() (err error) {
 		fd, err = unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.NETLINK_ROUTE)
 		if err == nil {
 			err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups})

@@ -27,6 +27,7 @@ import (
 	"github.com/erofsvm/erofsvm/guest/files"
 	"github.com/erofsvm/erofsvm/guest/layout"
 	"github.com/erofsvm/erofsvm/guest/network"
+	"github.com/erofsvm/erofsvm/guest/ports"
 	"github.com/erofsvm/erofsvm/guest/server"
 	"github.com/erofsvm/erofsvm/guest/storage"
 	"github.com/erofsvm/erofsvm/guest/stream"
@@ -102,11 +103,16 @@ func Run(began time.Time) error {
 	if err != nil {
 		return err
 	}
+	portsPort, err := listen(layout.PortPorts)
+	if err != nil {
+		return err
+	}
 	ctx, stop := context.WithCancelCause(context.Background())
 	go func() { stop(fmt.Errorf("serve streams: %w", stream.Serve(ctx, streamPort, containers.Stream, log))) }()
 	go func() {
 		stop(fmt.Errorf("serve files: %w", files.Serve(ctx, filesPort, containers.Root, sockets, log)))
 	}()
+	go func() { stop(fmt.Errorf("serve ports: %w", ports.Serve(ctx, portsPort, log))) }()
 	go func() { stop(fmt.Errorf("serve calls: %w", server.Serve(ctx, calls, agentPort))) }()
 	go serveLog(ctx, lines, log)
 	go func() {

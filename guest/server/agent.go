@@ -38,7 +38,6 @@ func (a *agent) CreateContainer(ctx context.Context, r *pb.CreateContainerReques
 	var u unsupported
 	u.check("string_user", r.GetStringUser() != nil)
 	u.check("devices", len(r.GetDevices()) > 0)
-	u.check("sandbox_pidns", r.GetSandboxPidns())
 	u.check("shared_mounts", len(r.GetSharedMounts()) > 0)
 	u.check("stdin_port", r.GetStdinPort() != 0)
 	u.check("stdout_port", r.GetStdoutPort() != 0)
@@ -57,7 +56,7 @@ func (a *agent) CreateContainer(ctx context.Context, r *pb.CreateContainerReques
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for the modules of the guest: %w", ctx.Err())
 	}
-	steps, err := a.containers.Create(ctx, r.GetContainerId(), r.GetStorages(), r.GetOCI())
+	steps, err := a.containers.Create(ctx, r.GetContainerId(), r.GetStorages(), r.GetOCI(), r.GetSandboxPidns())
 	if err != nil {
 		return nil, err
 	}
@@ -98,11 +97,15 @@ func (a *agent) ignoreAppArmor(p *pb.Process, id, exec string) {
 	}
 }
 
-func (a *agent) SignalProcess(_ context.Context, r *pb.SignalProcessRequest) (*emptypb.Empty, error) {
+func (a *agent) SignalProcess(ctx context.Context, r *pb.SignalProcessRequest) (*emptypb.Empty, error) {
 	if s := r.GetSignal(); s < 1 || s > 64 {
 		return nil, fmt.Errorf("signal %d: %w", s, errdefs.ErrInvalidArgument)
 	}
-	return empty, a.containers.Signal(r.GetContainerId(), execID(r), unix.Signal(r.GetSignal()))
+	sig := unix.Signal(r.GetSignal())
+	if r.GetExecId() == "" { // as Kata's agent has it, and here alone
+		return empty, a.containers.SignalAll(ctx, r.GetContainerId(), sig)
+	}
+	return empty, a.containers.Signal(r.GetContainerId(), execID(r), sig)
 }
 
 func (a *agent) WaitProcess(ctx context.Context, r *pb.WaitProcessRequest) (*pb.WaitProcessResponse, error) {

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -25,6 +26,7 @@ type Sandbox struct {
 
 	mu      sync.Mutex
 	created bool
+	shared  []storage.Memory // what is mounted
 }
 
 // hostname is a name by RFC 1123, no longer than the kernel takes.
@@ -37,10 +39,8 @@ const (
 	maxDNSLine  = 1024
 )
 
-func (a *agent) CreateSandbox(_ context.Context, r *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
+func (a *agent) CreateSandbox(ctx context.Context, r *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
 	var u unsupported
-	u.check("storages", len(r.GetStorages()) > 0)
-	u.check("sandbox_pidns", r.GetSandboxPidns())
 	u.check("guest_hook_path", r.GetGuestHookPath() != "")
 	u.check("kernel_modules", len(r.GetKernelModules()) > 0)
 	if err := u.err(); err != nil {
@@ -51,10 +51,19 @@ func (a *agent) CreateSandbox(_ context.Context, r *pb.CreateSandboxRequest) (*e
 			return nil, err
 		}
 	}
-	return empty, a.sandbox.create(r.GetHostname(), r.GetDns())
+	shared, err := sharedMemory(a.sandbox.Base, r.GetStorages())
+	if err != nil {
+		return nil, err
+	}
+	if r.GetSandboxPidns() {
+		if err := a.containers.SharePID(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return empty, a.sandbox.create(r.GetHostname(), r.GetDns(), shared)
 }
 
-func (s *Sandbox) create(name string, dns []string) error {
+func (s *Sandbox) create(name string, dns []string, shared []storage.Memory) error {
 	resolv, err := resolvConf(dns)
 	if err != nil {
 		return err
@@ -81,8 +90,41 @@ func (s *Sandbox) create(name string, dns []string) error {
 			return err
 		}
 	}
+	for _, m := range shared {
+		if err := m.Mount(); err != nil {
+			return errors.Join(err, s.unmount())
+		}
+		s.shared = append(s.shared, m)
+	}
 	s.created = true
 	return nil
+}
+
+// unmount takes the shared storages away; s.mu is held.
+func (s *Sandbox) unmount() error {
+	for len(s.shared) > 0 {
+		last := len(s.shared) - 1
+		if err := s.shared[last].Unmount(); err != nil {
+			return err
+		}
+		s.shared = s.shared[:last]
+	}
+	return nil
+}
+
+// sharedMemory reads the storages that the containers of a pod have in common:
+// filesystems in memory, each with a name of its own below the sandbox's
+// directory.
+func sharedMemory(base string, storages []*pb.Storage) ([]storage.Memory, error) {
+	var all []storage.Memory
+	for _, s := range storages {
+		m, err := storage.ParseMemory(filepath.Join(base, "sandbox"), s)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, m)
+	}
+	return all, nil
 }
 
 // resolvConf joins the lines of a resolv.conf(5).
@@ -103,8 +145,11 @@ func (a *agent) DestroySandbox(context.Context, *pb.DestroySandboxRequest) (*emp
 		return nil, fmt.Errorf("%d containers are left in the sandbox: %w", n, errdefs.ErrFailedPrecondition)
 	}
 	a.sandbox.mu.Lock()
+	defer a.sandbox.mu.Unlock()
+	if err := a.sandbox.unmount(); err != nil {
+		return nil, err
+	}
 	a.sandbox.created = false
-	a.sandbox.mu.Unlock()
 	return empty, os.RemoveAll(filepath.Join(a.sandbox.Base, "sandbox"))
 }
 

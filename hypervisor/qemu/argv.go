@@ -69,7 +69,7 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		"-cpu", cpu(accel),
 		"-smp", processors(s),
 		"-m", memorySize(s),
-		"-object", memory(s.MemoryMiB, dev.SharedMemory),
+		"-object", memory(s.MemoryMiB, sharedMemory(s, dev)),
 		"-rtc", "base=utc",
 		"-kernel", s.Kernel,
 		"-initrd", s.Initrd,
@@ -128,6 +128,9 @@ func memory(mib int, shared bool) string {
 	return backend
 }
 
+// sharedMemory says that a daemon needs the guest's memory, now or later.
+func sharedMemory(s Spec, dev vsock.Wiring) bool { return dev.SharedMemory || s.Virtiofsd != "" }
+
 func backendType(shared bool) string {
 	if shared {
 		return "memory-backend-memfd"
@@ -146,7 +149,8 @@ func vsockDevice(dev vsock.Wiring) []string {
 	}
 }
 
-// slotDevices are the devices that disks and network interfaces are plugged into.
+// slotDevices are the devices that disks, shares and network interfaces are plugged
+// into.
 func slotDevices(s Spec) []string {
 	var args []string
 	if s.BlockDriver == VirtioSCSI && s.DiskSlots > 0 {
@@ -170,12 +174,20 @@ const (
 	scsiBus        = scsiController + ".0"
 )
 
-// firstNICSlot is behind those of the disks, if those need any.
+// firstNICSlot is behind those of the disks and shares, if those need any.
 func (s Spec) firstNICSlot() slot {
 	if s.BlockDriver == VirtioSCSI {
-		return 0
+		return slot(s.shareSlots())
 	}
 	return slot(s.DiskSlots)
+}
+
+// shareSlots is how many slots there are for shares alone: where disks need none.
+func (s Spec) shareSlots() int {
+	if s.BlockDriver == VirtioSCSI && s.Virtiofsd != "" {
+		return shareSlots
+	}
+	return 0
 }
 
 // bridges is how many bridges hold n devices. A bridge costs the guest's boot 2 %

@@ -71,7 +71,7 @@ func benchmarkAttach(b *testing.B, way string, extents int) {
 func attachInSteps(b *testing.B, m *Machine, want hypervisor.Disk) (steps [3]time.Duration) {
 	b.Helper()
 	ctx := b.Context()
-	d, err := m.reserve(want.ID)
+	d, err := m.reserve(want.ID, m.spec.BlockDriver)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -106,10 +106,12 @@ func node(d *disk, want hypervisor.Disk, name string, aio AIO, direct bool) map[
 	return format
 }
 
+var errDiskID = errors.New("the ID must be 1 to 20 letters, digits and '-', and not begin with '-'")
+
 // checkDisk refuses what QEMU must not be asked for.
 func checkDisk(d hypervisor.Disk) error {
 	if !diskID.MatchString(d.ID) {
-		return errors.New("the ID must be 1 to 20 letters, digits and '-', and not begin with '-'")
+		return errDiskID
 	}
 	if err := checkFormat(d); err != nil || len(d.Files) > 0 {
 		return err

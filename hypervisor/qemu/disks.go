@@ -24,10 +24,11 @@ const rollbackTimeout = 10 * time.Second
 // also part of QEMU's names for the device and its node.
 var diskID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]{0,19}$`)
 
-// disk is a disk that has a slot. It is in Machine.disks from before the first
-// command about it until after the last one.
+// disk is a disk, or a share, that has a slot. It is in Machine.disks from before
+// the first command about it until after the last one.
 type disk struct {
 	id string
+	on BlockDriver // how it is plugged in: a share as virtio-blk is
 	plug
 	// vectors: the device has interrupts of its own.
 	vectors bool
@@ -37,6 +38,8 @@ type disk struct {
 	// sets are the descriptor sets that QEMU may still have of the disk's files.
 	// Guarded by turn.
 	sets []int64
+	// share is what serves a share; nil for a disk. Guarded by turn.
+	share *share
 }
 
 func (d *disk) nodeName() string { return "disk-" + d.id }
@@ -47,14 +50,14 @@ func (m *Machine) Attach(ctx context.Context, want hypervisor.Disk) (hypervisor.
 	if err != nil {
 		return hypervisor.Attachment{}, fmt.Errorf("attach disk %q (%s): %w", want.ID, want.Path, gone(err))
 	}
-	return m.spec.BlockDriver.attachment(d.slot), nil
+	return d.on.attachment(d.slot), nil
 }
 
 func (m *Machine) attach(ctx context.Context, want hypervisor.Disk) (*disk, error) {
 	if err := checkDisk(want); err != nil {
 		return nil, err
 	}
-	d, err := m.reserve(want.ID)
+	d, err := m.reserve(want.ID, m.spec.BlockDriver)
 	if err != nil {
 		return nil, err
 	}
@@ -71,18 +74,23 @@ func (m *Machine) attach(ctx context.Context, want hypervisor.Disk) (*disk, erro
 		d.node = !refused(err)
 	}
 	if err == nil {
-		err = m.proc.monitor.Execute(ctx, "device_add", m.spec.BlockDriver.device(d), nil)
+		err = m.proc.monitor.Execute(ctx, "device_add", d.on.device(d), nil)
 		d.there, d.plugged = !refused(err), err == nil
 	}
 	if err != nil {
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
-		defer cancel()
-		if undoErr := m.remove(undo, d); undoErr != nil && !errors.Is(undoErr, qmp.ErrClosed) {
-			err = errors.Join(err, fmt.Errorf("roll back: %w", undoErr))
-		}
-		return nil, err
+		return nil, m.rollBack(ctx, d, err)
 	}
 	return d, nil
+}
+
+// rollBack undoes what there is of d after an error. The caller holds the turn of d.
+func (m *Machine) rollBack(ctx context.Context, d *disk, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
+	defer cancel()
+	if err := m.remove(ctx, d); err != nil && !errors.Is(err, qmp.ErrClosed) {
+		return errors.Join(cause, fmt.Errorf("roll back: %w", err))
+	}
+	return cause
 }
 
 // refused says that QEMU answered that it has not done what was asked.
@@ -92,23 +100,31 @@ func refused(err error) bool {
 }
 
 // reserve takes a slot and the ID, and the turn of the disk.
-func (m *Machine) reserve(id string) (*disk, error) {
+func (m *Machine) reserve(id string, on BlockDriver) (*disk, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.disks[id] != nil {
 		return nil, ErrDiskExists
 	}
-	slot, ready, err := m.slots.take()
+	slot, ready, err := m.slotsFor(on).take()
 	if err != nil {
 		return nil, err
 	}
-	d := &disk{id: id, plug: newPlug("virtio-"+id, "the disk at "+m.spec.BlockDriver.place(slot), slot, ready)}
-	d.pci = m.spec.BlockDriver == VirtioBlk
+	d := &disk{id: id, on: on, plug: newPlug("virtio-"+id, "the device at "+on.place(slot), slot, ready)}
+	d.pci = on == VirtioBlk
 	if d.vectors = m.vectors < disksWithVectors; d.vectors {
 		m.vectors++
 	}
 	m.disks[id] = d
 	return d, nil
+}
+
+// slotsFor are the slots of a kind of device. The caller holds m.mu.
+func (m *Machine) slotsFor(on BlockDriver) *slots {
+	if on != m.spec.BlockDriver {
+		return &m.shareSlots
+	}
+	return &m.slots
 }
 
 // Detach implements hypervisor.VM. After an error the disk can be half gone; it
@@ -123,11 +139,11 @@ func (m *Machine) Detach(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
 	if err := d.await(ctx); err != nil {
-		return fmt.Errorf("detach disk %q: %w", id, err)
+		return fmt.Errorf("detach %q: %w", id, err)
 	}
 	defer d.release()
 	if err := m.remove(ctx, d); err != nil {
-		return fmt.Errorf("detach disk %q: %w", id, gone(err))
+		return fmt.Errorf("detach %q: %w", id, gone(err))
 	}
 	return nil
 }
@@ -151,6 +167,9 @@ func (m *Machine) remove(ctx context.Context, d *disk) error {
 	if err := m.takeBack(ctx, d); err != nil {
 		return err
 	}
+	if err := m.endShare(ctx, d); err != nil {
+		return err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.disks[d.id] == d {
@@ -158,7 +177,7 @@ func (m *Machine) remove(ctx context.Context, d *disk) error {
 		if d.vectors {
 			m.vectors--
 		}
-		m.slots.giveBack(d.slot, d.ready)
+		m.slotsFor(d.on).giveBack(d.slot, d.ready)
 	}
 	return nil
 }

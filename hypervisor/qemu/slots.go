@@ -6,14 +6,19 @@ import (
 	"time"
 )
 
-// ErrNoSlot is wrapped when a VM has as many disks, or network interfaces, as it
-// has slots for them.
+// ErrNoSlot is wrapped when a VM has as many disks and shares, or network
+// interfaces, as it has slots for them.
 var ErrNoSlot = errors.New("no free slot")
 
 var (
-	errNoDiskSlot = fmt.Errorf("%w for a disk: raise hypervisor.slots (at most %d)", ErrNoSlot, MaxDiskSlots)
-	errNoNICSlot  = fmt.Errorf("%w for a network interface", ErrNoSlot)
+	errNoDiskSlot  = fmt.Errorf("%w for a disk or a share: raise hypervisor.slots (at most %d)", ErrNoSlot, MaxDiskSlots)
+	errNoShareSlot = fmt.Errorf("%w for a share: with hypervisor.block_driver = %q there are as many as hypervisor.slots says", ErrNoSlot, VirtioBlk)
+	errNoNICSlot   = fmt.Errorf("%w for a network interface", ErrNoSlot)
 )
+
+// shareSlots is how many shares a VM takes whose disks need no PCI slots. Where
+// they do, the slots are for both.
+const shareSlots = slotsPerBridge
 
 // slotRest is how long a slot stays empty after a device was unplugged from it.
 //

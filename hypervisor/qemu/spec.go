@@ -101,14 +101,18 @@ type Spec struct {
 	// host has no /dev/vhost-vsock.
 	VsockDaemon string
 
+	// Virtiofsd, if set, is the daemon that shares are served by, an absolute path:
+	// the VM's memory is shared with it, and AttachShare works.
+	Virtiofsd string
+
 	// NetNS is the network namespace that QEMU runs in, nil for that of the caller,
-	// whose file it stays. The daemon of the vsock device stays outside: it
-	// needs no network.
+	// whose file it stays. The daemons stay outside: they need no network.
 	NetNS *os.File `json:"-"`
 
-	// OnStarted, if set, is called once by Start as soon as the processes of
-	// the VM exist, so that the caller can write the record where Cleanup finds
-	// it after a crash. An error ends the start.
+	// OnStarted, if set, is called by Start as soon as the processes of the VM
+	// exist, so that the caller can write the record where Cleanup finds it after
+	// a crash; and by AttachShare, once there is one more. Calls do not overlap.
+	// An error ends the start, or the attachment.
 	OnStarted func(Record) error `json:"-"`
 
 	// stopped keeps the guest from running (-S), for tests of what QEMU does
@@ -165,6 +169,9 @@ func (s Spec) validate() error {
 	}
 
 	file("hypervisor.path", s.Binary, true)
+	if s.Virtiofsd != "" {
+		file("mounts.virtiofsd", s.Virtiofsd, true)
+	}
 	file("guest.kernel", s.Kernel, false)
 	file("guest.initrd", s.Initrd, false)
 	if err := cleanPath(s.Dir); err != nil {

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/agentclient"
+	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/configs"
 	"github.com/erofsvm/erofsvm/runtime/guestspec"
 	"github.com/erofsvm/erofsvm/runtime/hostcopy"
@@ -42,7 +43,7 @@ func scanCopies(list []guestspec.Copy, limits configs.Mounts) (_ copies, err err
 		tree, err := hostcopy.Scan(c.Source, budget)
 		switch {
 		case errors.Is(err, hostcopy.ErrBytes):
-			err = fmt.Errorf("%w: all bind mounts of a container together may have %d MiB, as mounts.copy_mib of the configuration says", err, limits.CopyMiB)
+			err = fmt.Errorf("%w: all bind mounts of a container together may have %d MiB, as mounts.copy_mib of the configuration says; mounts.bind = \"virtiofs\" needs no copies", err, limits.CopyMiB)
 		case errors.Is(err, hostcopy.ErrEntries):
 			err = fmt.Errorf("%w: all bind mounts of a container together may have %d, as mounts.copy_files of the configuration says", err, limits.CopyFiles)
 		}
@@ -60,24 +61,24 @@ func (all copies) close() {
 	}
 }
 
-// send gives the guest its copies.
-func (all copies) send(ctx context.Context, m *machine) error {
+// give gives the guest its copies.
+func (all copies) give(ctx context.Context, m *machine, _ *container) ([]*pb.Storage, error) {
 	if len(all) == 0 {
-		return nil
+		return nil, nil
 	}
 	begun := time.Now()
 	defer m.trace.phase("copy", begun)
 	for _, c := range all {
 		for _, e := range c.tree.Entries {
 			if err := c.sendEntry(ctx, m.agent, e); err != nil {
-				return fmt.Errorf("mount %s: %w", c.Destination, err)
+				return nil, fmt.Errorf("mount %s: %w", c.Destination, err)
 			}
 		}
 		if !c.ReadOnly {
 			m.log.Infof("mount %s is a copy of the host's %s: what is written to it stays in the virtual machine", c.Destination, c.Source)
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // copyDirMode is the mode of directories above the copies.

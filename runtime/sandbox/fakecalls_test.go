@@ -26,6 +26,18 @@ func (a *fakeAgent) SetGuestDateTime(ctx context.Context, _ *pb.SetGuestDateTime
 	return ok(a.called(ctx, "SetGuestDateTime"))
 }
 
+// asked are requests to create; the fakeAgent's mutex guards them.
+type asked struct {
+	sandbox    *pb.CreateSandboxRequest
+	containers map[string]*pb.CreateContainerRequest
+}
+
+func (a *fakeAgent) container(id string) *pb.CreateContainerRequest {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.containers[id]
+}
+
 func (v *fakeVM) AttachNIC(_ context.Context, n hypervisor.NIC) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -60,7 +72,10 @@ func (a *fakeAgent) AddARPNeighbors(ctx context.Context, r *pb.AddARPNeighborsRe
 	return ok(a.called(ctx, "AddARPNeighbors", neighbours))
 }
 
-func (a *fakeAgent) CreateSandbox(ctx context.Context, _ *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
+func (a *fakeAgent) CreateSandbox(ctx context.Context, r *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
+	a.mu.Lock()
+	a.sandbox = r
+	a.mu.Unlock()
 	return ok(a.called(ctx, "CreateSandbox"))
 }
 
@@ -75,6 +90,7 @@ func (a *fakeAgent) GetGuestDetails(ctx context.Context, _ *pb.GuestDetailsReque
 	if !a.noFiles {
 		details.ExtraFeatures = append(details.ExtraFeatures, streamwire.FilesFeature)
 	}
+	details.ExtraFeatures = append(details.ExtraFeatures, streamwire.PortsFeature)
 	return &pb.GuestDetailsResponse{AgentDetails: details, MemBlockSizeBytes: a.block}, nil
 }
 
@@ -90,7 +106,16 @@ func (a *fakeAgent) CreateContainer(ctx context.Context, r *pb.CreateContainerRe
 	if err := a.called(ctx, "CreateContainer", r.GetContainerId()); err != nil {
 		return nil, err
 	}
+	a.mu.Lock()
+	a.created = append(a.created, r)
+	a.mu.Unlock()
 	a.add(agentclient.Process{Container: r.GetContainerId()})
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.containers == nil {
+		a.containers = map[string]*pb.CreateContainerRequest{}
+	}
+	a.containers[r.GetContainerId()] = r
 	return &emptypb.Empty{}, nil
 }
 

@@ -40,19 +40,16 @@ const lastWords = 3 * time.Second
 // personalise → attach: until it is personalised nothing in it, but for the
 // devices of its network, belongs to a pod.
 type machine struct {
-	cfg      configs.Config
-	id       string // of the sandbox
-	hostname string
-	bundle   string // holds the record
-	dir      string // the sandbox's directory
-	log      *log.Entry
-	trace    *trace
-	start    startVM
-	died     func(*machine)
-	oom      func(*machine)
-	layers   layerNames
-	netns    netns // set before launch
-	net      *podNetwork
+	cfg configs.Config
+	identity
+	dir    string // the sandbox's directory
+	log    *log.Entry
+	trace  *trace
+	start  startVM
+	died   func(*machine)
+	oom    func(*machine)
+	layers layerNames
+	net    *podNetwork
 
 	ctx    context.Context // ends with the VM
 	cancel context.CancelCauseFunc
@@ -66,8 +63,19 @@ type machine struct {
 	agent   *agentclient.Client
 	wire    bool // the agent speaks docs/streams-wire.md
 	files   bool // and docs/files-wire.md
+	ports   bool // and docs/ports-wire.md
 	size    size
 	err     error
+}
+
+// identity is what makes a VM that of one pod, or of one container.
+type identity struct {
+	id       string // of the sandbox
+	bundle   string // holds the record
+	hostname string
+	netns    netns
+	pod      bool // there will be containers that have things in common
+	begun    time.Time
 }
 
 // startVM is how a VM comes into being: by QEMU, but in tests.
@@ -88,15 +96,15 @@ func startQEMU(ctx context.Context, spec qemu.Spec) (bootedVM, error) {
 	return vm, nil
 }
 
-func newMachine(s *Sandbox, req *CreateRequest, hostname string, begun time.Time) *machine {
+func newMachine(s *Sandbox, config configs.Config, who identity) *machine {
 	ctx, cancel := context.WithCancelCause(context.Background())
-	logger := s.log.WithField("sandbox", req.ID)
+	logger := s.log.WithField("sandbox", who.id)
 	return &machine{
-		cfg: req.Config, id: req.ID, hostname: hostname, bundle: req.Bundle,
-		dir:   sandboxDir(req.Config.StateDir, req.Bundle),
+		cfg: config, identity: who,
+		dir:   sandboxDir(config.StateDir, who.bundle),
 		log:   logger,
-		net:   newPodNetwork(req.Config, logger),
-		trace: newTrace(req.Config.Debug.TraceDir, s.namespace, req.ID, begun),
+		net:   newPodNetwork(config, logger),
+		trace: newTrace(config.Debug.TraceDir, s.namespace, who.id, who.begun),
 		start: s.start, died: s.died, oom: s.watchOOM,
 		ctx: ctx, cancel: cancel, ready: make(chan struct{}),
 		size: size{turn: make(chan struct{}, 1)},
@@ -118,6 +126,7 @@ func (m *machine) run() {
 	m.tasks.Go(m.followLog)
 	m.tasks.Go(func() { m.oom(m) })
 	m.tasks.Go(func() { m.net.follow(m.ctx, m) })
+	m.tasks.Go(m.takePorts)
 	<-m.vm.Done()
 	if err := m.vm.Err(); err != nil {
 		m.log.WithError(err).Error("virtual machine ended")
@@ -200,7 +209,19 @@ func (m *machine) personalise(ctx context.Context) error {
 	if err := m.net.configure(ctx, m); err != nil {
 		return err
 	}
-	return m.agent.CreateSandbox(ctx, &pb.CreateSandboxRequest{Hostname: m.hostname, SandboxId: m.id})
+	return m.agent.CreateSandbox(ctx, &pb.CreateSandboxRequest{Hostname: m.hostname, SandboxId: m.id, Storages: m.shared()})
+}
+
+// shared are the storages that the containers of a pod have in common: their
+// /dev/shm, of the size that containerd gives it (pkg/oci/mounts.go).
+func (m *machine) shared() []*pb.Storage {
+	if !m.pod {
+		return nil
+	}
+	return []*pb.Storage{{
+		Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", MountPoint: guestShm,
+		Options: []string{"noexec", "nosuid", "nodev", "mode=1777", "size=67108864"},
+	}}
 }
 
 // learn asks the agent what it and its kernel can. One that tells nothing can
@@ -213,6 +234,7 @@ func (m *machine) learn(ctx context.Context) error {
 	features := details.GetAgentDetails().GetExtraFeatures()
 	m.wire = slices.Contains(features, streamwire.Feature)
 	m.files = slices.Contains(features, streamwire.FilesFeature)
+	m.ports = slices.Contains(features, streamwire.PortsFeature)
 	m.measure(details.GetMemBlockSizeBytes())
 	return nil
 }
@@ -244,6 +266,10 @@ func (m *machine) spec() (qemu.Spec, error) {
 			return qemu.Spec{}, err
 		}
 	}
+	virtiofsd, err := virtiofsdPath(m.cfg.Mounts)
+	if err != nil {
+		return qemu.Spec{}, err
+	}
 	return qemu.Spec{
 		Dir:          filepath.Join(m.dir, "vm"),
 		CacheDir:     filepath.Join(m.cfg.CacheDir, "host"),
@@ -264,6 +290,7 @@ func (m *machine) spec() (qemu.Spec, error) {
 		AIO:          qemu.AIO(h.AIO),
 		Vsock:        vsock.Kind(m.cfg.Vsock.Backend),
 		VsockDaemon:  daemon,
+		Virtiofsd:    virtiofsd,
 		OnStarted: func(r qemu.Record) error {
 			m.qemuPid.Store(int64(r.QEMU.Pid))
 			return writeRecord(m.bundle, record{Dir: m.dir, VM: &r, NetNS: m.netns.path})
@@ -286,6 +313,9 @@ func lookUp(key, name string) (string, error) {
 func (m *machine) await(ctx context.Context) error {
 	select {
 	case <-m.ready:
+		if m.err == nil && m.ctx.Err() != nil {
+			return fmt.Errorf("the virtual machine has ended: %w", hypervisor.ErrGone)
+		}
 		return m.err
 	case <-ctx.Done():
 		return fmt.Errorf("wait for the virtual machine: %w", context.Cause(ctx))

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -141,6 +142,41 @@ func TestAClientThatGoesAwayDuringCreate(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = ctr.Wait() // it was killed
+			if err := bed.RemoveContainers(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestContainerdIsKilledWhileAContainerIsCreated: the next containerd has the task
+// and can remove it, or nothing of it is left.
+func TestContainerdIsKilledWhileAContainerIsCreated(t *testing.T) {
+	for _, release := range harness.Releases {
+		t.Run(release, func(t *testing.T) {
+			bed := e2etest.Own(t, harness.Options{Release: release})
+			image := bed.Image(t, "one", harness.Snapshotter)
+			ctx, cancel := context.WithTimeout(bed.Context(t.Context()), e2etest.Boot)
+			defer cancel()
+			ctr := bed.Ctr(ctx, "run", "--detach", "--runtime", harness.Runtime, "--runtime-config-path", bed.ShimConfigPath(),
+				"--snapshotter", harness.Snapshotter, image, "created", "true")
+			if err := ctr.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if err := bed.WaitForSandbox(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if err := bed.Crash(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if err := ctr.Wait(); err == nil {
+				t.Error("ctr run succeeded with a containerd that was killed meanwhile")
+			}
+			task, err := bed.Client().TaskService().Get(ctx, &tasks.GetRequest{ContainerID: "created"})
+			if err != nil && !errdefs.IsNotFound(err) {
+				t.Errorf("the task in the next containerd: %v", err)
+			}
+			t.Logf("the task in the next containerd: %v, %v", task.GetProcess().GetStatus(), err)
 			if err := bed.RemoveContainers(ctx); err != nil {
 				t.Error(err)
 			}
