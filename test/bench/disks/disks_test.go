@@ -12,7 +12,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/erofsvm/erofsvm/test/bench/disks/figures"
+	"github.com/erofsvm/erofsvm/test/bench/figures"
 )
 
 // partitions is what Linux prints, with a partition that is as large as a disk.

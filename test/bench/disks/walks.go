@@ -14,7 +14,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/test/bench/disks/deal"
-	"github.com/erofsvm/erofsvm/test/bench/disks/figures"
+	"github.com/erofsvm/erofsvm/test/bench/figures"
 	"github.com/erofsvm/erofsvm/test/truth/layers"
 	"github.com/erofsvm/erofsvm/test/truth/vm"
 )
