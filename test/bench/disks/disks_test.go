@@ -124,20 +124,3 @@ func TestEveryTreeHasARow(t *testing.T) {
 		t.Errorf("%+v with ratios %v", row, table.Ratios(row))
 	}
 }
-
-func TestProcessorTimeIsThatOfTheProcess(t *testing.T) {
-	before, err := processorTime(os.Getpid())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for sum, n := byte(0), 0; n < 1<<24; n++ {
-		sum += byte(n)
-	}
-	after, err := processorTime(os.Getpid())
-	if err != nil || after <= before {
-		t.Errorf("%v after %v, %v", after, before, err)
-	}
-	if _, err := processorTime(1 << 22); err == nil {
-		t.Error("a process that is not there has had a processor")
-	}
-}

@@ -41,10 +41,12 @@ type guest struct {
 	task        client.Task
 	process     *specs.Process
 	agent       *agentclient.Client
+	parts       parts
 	serial      int
 }
 
 func startGuest(ctx context.Context, tree harness.Tree, c *harness.Containerd, imageName string) (_ *guest, err error) {
+	outer := ctx
 	ctx, cancel := context.WithTimeout(c.Context(ctx), boot)
 	defer cancel()
 	pump, err := buildPump(ctx, tree, c)
@@ -83,12 +85,13 @@ func startGuest(ctx context.Context, tree harness.Tree, c *harness.Containerd, i
 		return nil, err
 	}
 	g.accelerator = trace.Accelerator
-	conn, err := g.dial(ctx, vsock.PortAgent)
+	conn, err := g.dial(outer, vsock.PortAgent)
 	if err != nil {
 		return nil, err
 	}
 	g.agent = agentclient.New(conn, agentclient.Deadlines{})
-	return g, nil
+	g.parts, err = findParts(c)
+	return g, err
 }
 
 func buildPump(ctx context.Context, tree harness.Tree, c *harness.Containerd) (string, error) {
@@ -110,9 +113,8 @@ func (g *guest) end(ctx context.Context) error {
 	return errors.Join(closed, err, g.container.Delete(ctx, client.WithSnapshotCleanup))
 }
 
-// dial connects to a vsock port of the guest through the sandbox's socket. Where
-// the kernel is the vsock's host there is none, and the connection goes by the
-// guest's number.
+// dial connects to a vsock port of the guest through the sandbox's socket, which
+// there is with vhost-device-vsock alone. The connection ends with ctx.
 func (g *guest) dial(ctx context.Context, port uint32) (net.Conn, error) {
 	sockets, err := filepath.Glob(filepath.Join(g.c.SandboxDir(), "*", "vm", "vsock.sock"))
 	if err != nil {
@@ -126,16 +128,16 @@ func (g *guest) dial(ctx context.Context, port uint32) (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := connect(ctx, conn, port); err != nil {
+	if err := connect(conn, port); err != nil {
 		return nil, errors.Join(fmt.Errorf("connect to vsock port %d: %w", port, err), conn.Close())
 	}
+	context.AfterFunc(ctx, func() { _ = conn.Close() })
 	return conn, nil
 }
 
 // connect asks vhost-device-vsock for a port: "CONNECT <port>", "OK <port>".
-func connect(ctx context.Context, conn net.Conn, port uint32) error {
-	deadline, _ := ctx.Deadline()
-	if err := conn.SetDeadline(deadline); err != nil {
+func connect(conn net.Conn, port uint32) error {
+	if err := conn.SetDeadline(time.Now().Add(step)); err != nil {
 		return err
 	}
 	if _, err := fmt.Fprintf(conn, "CONNECT %d\n", port); err != nil {

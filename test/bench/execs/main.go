@@ -32,9 +32,10 @@ const (
 type options struct {
 	out     string
 	image   string
-	samples int // of a latency
-	execs   int // after which memory is looked at again
-	size    int64
+	samples int   // of a latency
+	execs   int   // after which memory is looked at again
+	size    int64 // bytes through each stream
+	much    int64 // bytes during which memory is watched
 	runs    int
 	parts   *regexp.Regexp
 }
@@ -49,15 +50,16 @@ func main() {
 	flag.IntVar(&o.samples, "samples", 200, "samples of each latency")
 	flag.IntVar(&o.execs, "execs", 500, "execs before memory is looked at again")
 	size := flag.Int64("size", 1024, "MiB through a stream, at least 1")
+	much := flag.Int64("flow", 1024, "MiB through one standard output while memory is watched, at least 1")
 	flag.IntVar(&o.runs, "runs", 1, "runs of each stream, at least 1")
-	flag.StringVar(&parts, "parts", ".", "regular expression of the parts to measure: latency, streams, memory, flood")
+	flag.StringVar(&parts, "parts", ".", "regular expression of the parts to measure: latency, streams, flow, memory, calls")
 	flag.Parse()
 	var err error
-	if o.parts, err = regexp.Compile(parts); err != nil || flag.NArg() > 0 || *size < 1 || o.runs < 1 || o.samples < 1 || o.execs < 1 {
+	if o.parts, err = regexp.Compile(parts); err != nil || flag.NArg() > 0 || *size < 1 || *much < 1 || o.runs < 1 || o.samples < 1 || o.execs < 1 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	o.size = *size << 20
+	o.size, o.much = *size<<20, *much<<20
 	if err := measure(ctx, o); err != nil {
 		fmt.Fprintln(os.Stderr, "execs:", err)
 		os.Exit(1)
@@ -109,8 +111,9 @@ func measure(ctx context.Context, o options) (err error) {
 	}{
 		{"latency", b.latency},
 		{"streams", b.streams},
+		{"flow", b.flow},
 		{"memory", b.memory},
-		{"flood", b.flood},
+		{"calls", b.flood},
 	} {
 		if !o.parts.MatchString(part.name) {
 			continue

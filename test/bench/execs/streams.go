@@ -15,6 +15,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/agentclient"
 	"github.com/erofsvm/erofsvm/agentclient/streamwire"
+	"github.com/erofsvm/erofsvm/test/bench/figures"
 )
 
 // chunk is what the shim asks the agent for at once (runtime/stdio).
@@ -36,43 +37,59 @@ func (b *bench) streams(ctx context.Context) error {
 		title string
 		ways  []way
 	}{
-		{"through standard output", []way{
+		{"standard output", []way{
 			{"calls of the agent (ReadStdout), thrown away", b.outByCalls},
 			{"a connection to the agent, thrown away", b.outByWire},
 			{"a task of containerd: connection, shim, fifo, client", b.outByTask},
 			{"a bare vsock, no pipe and no agent", b.outByVsock},
 		}},
-		{"through standard input", []way{
+		{"standard input", []way{
 			{"calls of the agent (WriteStdin)", b.inByCalls},
 			{"a connection to the agent", b.inByWire},
 			{"a task of containerd: client, fifo, shim, connection", b.inByTask},
 			{"a bare vsock, no pipe and no agent", b.inByVsock},
 		}},
 	} {
-		t := b.report.Table(fmt.Sprintf("%d MiB %s", b.size>>20, direction.title), "MB/s")
+		rates := b.report.Table(fmt.Sprintf("%d MiB through %s", b.size>>20, direction.title), "MB/s")
+		costs := b.report.Table("processor time for "+direction.title, "ms for 1 MiB, of QEMU", "vhost-device-vsock", "shim")
 		for range b.runs {
 			for _, w := range direction.ways {
-				took, err := b.send(ctx, w)
-				if err != nil {
+				if err := b.send(ctx, w, direction.ways[0].name, rates, costs); err != nil {
 					return fmt.Errorf("%s: %s: %w", direction.title, w.name, err)
 				}
-				rate := float64(b.size) / 1e6 / took.Seconds()
-				fmt.Printf("%s: %s: %.1f MB/s\n", direction.title, w.name, rate)
-				against := direction.ways[0].name
-				if w.name == against {
-					against = ""
-				}
-				t.Row(w.name, against).Add(rate)
 			}
 		}
 	}
 	return nil
 }
 
-func (b *bench) send(ctx context.Context, w way) (time.Duration, error) {
+// send takes one sample of a way, which is held against another one.
+func (b *bench) send(ctx context.Context, w way, against string, rates, costs *figures.Table) error {
+	if w.name == against {
+		against = ""
+	}
 	ctx, cancel := context.WithTimeout(b.guest.c.Context(ctx), step+time.Duration(b.size/slowest)*time.Second)
 	defer cancel()
-	return w.go_(ctx)
+	before, err := b.guest.parts.processor()
+	if err != nil {
+		return err
+	}
+	took, err := w.go_(ctx)
+	if err != nil {
+		return err
+	}
+	after, err := b.guest.parts.processor()
+	if err != nil {
+		return err
+	}
+	rate := float64(b.size) / 1e6 / took.Seconds()
+	rates.Row(w.name, against).Add(rate)
+	each := func(i int) float64 { return milliseconds(after[i]-before[i]) / float64(b.size>>20) }
+	cost := costs.Row(w.name, against)
+	cost.Add(each(0))
+	cost.More = []string{fmt.Sprintf("%.2f", each(1)), fmt.Sprintf("%.2f", each(2))}
+	fmt.Printf("  %s: %.1f MB/s, %.1f ms of QEMU for 1 MiB\n", w.name, rate, each(0))
+	return nil
 }
 
 func (b *bench) bytes() string { return strconv.FormatInt(b.size, 10) }
@@ -195,8 +212,16 @@ func (b *bench) byVsock(ctx context.Context, do func(io.ReadWriter) (time.Durati
 		return 0, errors.Join(err, conn.Close(), exec.kill(ctx))
 	}
 	if took == 0 { // until the other end has it all, and says so
-		if text := strings.TrimSpace(<-said); text != b.bytes() {
-			return 0, errors.Join(fmt.Errorf("%q bytes have arrived, want %d", text, b.size), conn.Close(), exec.kill(ctx))
+		select {
+		case text := <-said:
+			if text = strings.TrimSpace(text); text != b.bytes() {
+				err = fmt.Errorf("%q bytes have arrived, want %d", text, b.size)
+			}
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		if err != nil {
+			return 0, errors.Join(err, conn.Close(), exec.kill(ctx))
 		}
 		took = time.Since(begun)
 	}

@@ -26,7 +26,7 @@ import (
 const piece = 64 << 10
 
 // packet is what the agent writes to a vsock at a time (guest/agent/vsock.go).
-const packet = 16 << 10
+const packet = 31 << 10
 
 func main() {
 	if err := pump(os.Args[1:]); err != nil {
