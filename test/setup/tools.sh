@@ -41,6 +41,7 @@ part debs base/debs "debs.sh base.sh" "base"
 part qemu7 qemu7 "qemu.sh" "patchelf"
 part protoc protoc "protoc.sh" "patchelf"
 part fio fio "fio.sh" "patchelf"
+part runc runc "runc.sh" "go patchelf"
 DEFAULT=(go patchelf qemu kernel vhost-device-vsock base buildroot erofs-utils seccomp
 	containerd-2.4.2 containerd-2.3.7 containerd-2.2.9 debs qemu7)
 
