@@ -51,7 +51,6 @@ func (a *fakeAgent) serveCopies(conn net.Conn, r streamwire.Request) {
 	_ = streamwire.SendEnd(conn)
 }
 
-// bindSpec is a spec with these mounts.
 func bindMount(destination, source, options string) string {
 	return fmt.Sprintf(`{"destination":%q,"type":"bind","source":%q,"options":["rbind",%q]}`, destination, source, options)
 }
