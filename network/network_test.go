@@ -235,6 +235,30 @@ func TestTeardownLeavesWhatIsNotOurs(t *testing.T) {
 	}
 }
 
+// A plugin may have made the older kind of hook there.
+func TestFramesPassWhereThereIsAnIngressQdisc(t *testing.T) {
+	p := newPod(t)
+	link := p.plug(t, "eth0", mac(1), 1500)
+	must(t, "ingress", p.QdiscAdd(&netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS,
+	}}))
+	n := p.open(t)
+	found, err := n.Scan()
+	must(t, "scan", err)
+	d, err := n.Connect(found.Interfaces[0], Options{Model: Tap, Queues: 1})
+	must(t, "connect", err)
+	defer d.Close()
+	in := frame(mac(1), mac(77), 100)
+	p.outside.wire(t, "out-eth0").send(t, in)
+	expectTap(t, d.Queues, in)
+	d.Close()
+	must(t, "teardown", n.Teardown())
+	filters, err := p.FilterList(link, netlink.MakeHandle(0xffff, 0))
+	if len(filters) > 0 {
+		t.Errorf("filters are left: %v, %v", filters, err)
+	}
+}
+
 // A shim that is killed closes its descriptors, and so does its QEMU.
 func TestWhatAKilledSandboxLeftIsReplaced(t *testing.T) {
 	for _, model := range []Model{Tap, MacVTap} {

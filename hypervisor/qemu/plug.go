@@ -128,14 +128,15 @@ func (m *Machine) deleted(device string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, d := range m.disks {
-		d.gone(device)
+		d.ejected(device)
 	}
 	for _, n := range m.nics {
-		n.gone(device)
+		n.ejected(device)
 	}
 }
 
-func (p *plug) gone(device string) {
+// ejected takes note if the device is that one.
+func (p *plug) ejected(device string) {
 	if p.name != device {
 		return
 	}
