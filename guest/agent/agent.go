@@ -82,7 +82,8 @@ func Run(began time.Time) error {
 	containers := container.NewManager(
 		container.Dirs{Base: storage.Base, State: stateDir},
 		storageSystem(demand, log))
-	sockets := files.NewSockets(filepath.Join(storage.Base, container.Copies))
+	copies := filepath.Join(storage.Base, container.Copies)
+	sockets := files.NewSockets(copies)
 	containers.OnRemoval(sockets.Close)
 	calls, err := server.New(server.Config{
 		Containers: containers,
@@ -110,7 +111,7 @@ func Run(began time.Time) error {
 	ctx, stop := context.WithCancelCause(context.Background())
 	go func() { stop(fmt.Errorf("serve streams: %w", stream.Serve(ctx, streamPort, containers.Stream, log))) }()
 	go func() {
-		stop(fmt.Errorf("serve files: %w", files.Serve(ctx, filesPort, containers.Root, sockets, log)))
+		stop(fmt.Errorf("serve files: %w", files.Serve(ctx, filesPort, containers.Root, sockets, files.Copies(copies), log)))
 	}()
 	go func() { stop(fmt.Errorf("serve ports: %w", ports.Serve(ctx, portsPort, log))) }()
 	go func() { stop(fmt.Errorf("serve calls: %w", server.Serve(ctx, calls, agentPort))) }()

@@ -114,8 +114,11 @@ func cpu(accel Accelerator) string {
 	if accel == AcceleratorKVM {
 		return "host"
 	}
-	// Five levels of page tables cost emulation time on every miss of the TLB.
-	return "max,la57=off"
+	// Five levels of page tables cost emulation time on every miss of the TLB. And
+	// kernels, C libraries and Go copy by "rep movsb" where the processor says that
+	// it is fast; an emulated one moves byte by byte (do_gen_rep in QEMU's
+	// target/i386/tcg/translate.c), and the other ways of copying eight or more.
+	return "max,la57=off,erms=off,fsrm=off"
 }
 
 // memory is the guest's. Only shared memory is a file that a vhost-user daemon

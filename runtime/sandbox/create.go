@@ -118,6 +118,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	if err != nil {
 		return err
 	}
+	m.openMessages(c, guest.Copies)
 	shared, err := files.give(ctx, m, c)
 	if err != nil {
 		return err
@@ -134,6 +135,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	if err != nil {
 		return fmt.Errorf("create container %s in the guest: %w", req.ID, err)
 	}
+	m.follow(c)
 	return nil
 }
 

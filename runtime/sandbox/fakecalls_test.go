@@ -91,6 +91,9 @@ func (a *fakeAgent) GetGuestDetails(ctx context.Context, _ *pb.GuestDetailsReque
 		details.ExtraFeatures = append(details.ExtraFeatures, streamwire.FilesFeature)
 	}
 	details.ExtraFeatures = append(details.ExtraFeatures, streamwire.PortsFeature)
+	if !a.noCopies {
+		details.ExtraFeatures = append(details.ExtraFeatures, streamwire.CopiesFeature)
+	}
 	return &pb.GuestDetailsResponse{AgentDetails: details, MemBlockSizeBytes: a.block}, nil
 }
 
@@ -264,10 +267,14 @@ func (a *fakeAgent) GetOOMEvent(ctx context.Context, _ *pb.GetOOMEventRequest) (
 }
 
 func (a *fakeAgent) CopyFile(ctx context.Context, r *pb.CopyFileRequest) (*emptypb.Empty, error) {
+	if err := a.called(ctx, "CopyFile", r.GetPath()); err != nil {
+		return nil, err
+	}
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.copied = append(a.copied, r)
-	a.mu.Unlock()
-	return ok(a.called(ctx, "CopyFile", r.GetPath()))
+	a.steps = append(a.steps, step{copied: r})
+	return &emptypb.Empty{}, nil
 }
 
 func (v *fakeVM) Limits() (vcpus, memoryMiB int) { return v.limits.VCPUs, v.limits.MemoryMiB }

@@ -50,6 +50,7 @@ type machine struct {
 	oom    func(*machine)
 	layers layerNames
 	net    *podNetwork
+	watch  watcher
 
 	ctx    context.Context // ends with the VM
 	cancel context.CancelCauseFunc
@@ -64,6 +65,7 @@ type machine struct {
 	wire    bool // the agent speaks docs/streams-wire.md
 	files   bool // and docs/files-wire.md
 	ports   bool // and docs/ports-wire.md
+	copies  bool // with its operations on copies
 	size    size
 	err     error
 }
@@ -235,6 +237,7 @@ func (m *machine) learn(ctx context.Context) error {
 	m.wire = slices.Contains(features, streamwire.Feature)
 	m.files = slices.Contains(features, streamwire.FilesFeature)
 	m.ports = slices.Contains(features, streamwire.PortsFeature)
+	m.copies = m.files && slices.Contains(features, streamwire.CopiesFeature)
 	m.measure(details.GetMemBlockSizeBytes())
 	return nil
 }
