@@ -51,6 +51,7 @@ func DefaultModules() []Want {
 		{Name: "sha512_generic", Stage: layout.StageVerity, Optional: true},
 		{Name: "dm_verity", Stage: layout.StageVerity},
 		{Name: "virtiofs", Stage: layout.StageVirtioFS, Optional: true},
+		{Name: "virtio_net", Stage: layout.StageNetwork},
 	}
 }
 
