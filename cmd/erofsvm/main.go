@@ -20,15 +20,19 @@ import (
 )
 
 func main() {
-	root := &cobra.Command{Use: "erofsvm", Short: "install the runtime erofsvm, or look into it", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(planview.NewCommand(defaults()), hostcheck.NewCommand(), install.NewCommand(), install.NewUninstallCommand(), nodelabel.NewCommand())
 	// Label runs until it is ended; what others do is given up.
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
 	defer stop()
-	if err := root.ExecuteContext(ctx); err != nil {
+	if err := command().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "erofsvm:", planview.Line(err))
 		os.Exit(1)
 	}
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{Use: "erofsvm", Short: "install the runtime erofsvm, or look into it", SilenceUsage: true, SilenceErrors: true}
+	root.AddCommand(planview.NewCommand(defaults()), hostcheck.NewCommand(), install.NewCommand(), install.NewUninstallCommand(), nodelabel.NewCommand())
+	return root
 }
 
 // defaults are what the shim plans with if its configuration says nothing.

@@ -84,6 +84,9 @@ func (o Options) validate(r Release) error {
 	if !slices.Contains([]string{"podsandbox", "shim"}, o.Sandboxer) {
 		bad("sandboxer %q is neither podsandbox nor shim", o.Sandboxer)
 	}
+	if o.Sandboxer == "shim" && !r.sandboxShims() {
+		bad("sandboxer shim: containerd %s knows podsandbox alone for this runtime; 2.3 knows both", r)
+	}
 	if !sizeText.MatchString(o.DefaultSize) {
 		bad("size %q of writable images is not like 10G", o.DefaultSize)
 	}
@@ -132,9 +135,10 @@ func Render(r Release, beside Existing, o Options) ([]byte, error) {
 		Version                  int
 		Runtime, CRI             string
 		Dmverity, ImagePlatforms bool
+		NoPause                  bool
 	}{
 		Options: o, Release: r, Version: version, Runtime: Runtime, CRI: "io.containerd.cri.v1.runtime",
-		Dmverity: r.knowsDmverity(), ImagePlatforms: !r.pullsForRuntimes(),
+		Dmverity: r.knowsDmverity(), ImagePlatforms: !r.pullsForRuntimes(), NoPause: r.leavesPauseAlone(),
 	}
 	if version == 2 {
 		data.CRI = "io.containerd.grpc.v1.cri"
@@ -159,6 +163,9 @@ version = {{.Version}}
 {{- end}}
   snapshotter = "erofs"
   sandboxer = {{quote .Sandboxer}}
+{{- if and .NoPause (eq .Sandboxer "shim")}}
+  disable_pause_image_pull = true
+{{- end}}
   # A privileged container has all powers in its guest and no device of the host.
   privileged_without_host_devices = true
   # The configuration of the runtime says which of these it honours.

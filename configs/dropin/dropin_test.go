@@ -27,6 +27,8 @@ func TestRenderedFilesAreThoseOfTheGoldenOnes(t *testing.T) {
 	all.Fsverity, all.Immutable, all.DmverityMode, all.TarIndex = true, true, "on", true
 	all.MkfsOptions = []string{`-z"lz4\`, "-T0"}
 	all.PodAnnotations = nil
+	shim := Default()
+	shim.Sandboxer = "shim"
 	for name, tc := range map[string]struct {
 		release Release
 		beside  Existing
@@ -35,6 +37,7 @@ func TestRenderedFilesAreThoseOfTheGoldenOnes(t *testing.T) {
 		"2.2-beside-v2": {Release{2, 2}, in(2), Default()},
 		"2.2-beside-v3": {Release{2, 2}, in(3), Default()},
 		"2.3":           {Release{2, 3}, in(2, 3), Default()},
+		"2.3-shim":      {Release{2, 3}, in(), shim},
 		"2.4":           {Release{2, 4}, in(), Default()},
 		"2.4-all":       {Release{2, 4}, in(4), all},
 	} {
@@ -61,6 +64,27 @@ func TestRenderedFilesAreThoseOfTheGoldenOnes(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestTheDocumentationShowsTheFile but for its comments.
+func TestTheDocumentationShowsTheFile(t *testing.T) {
+	page, err := os.ReadFile("../../docs/kubernetes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := Render(Release{2, 4}, in(), Default())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lines []string
+	for line := range strings.Lines(string(file)) {
+		if !strings.HasPrefix(strings.TrimSpace(line), "#") {
+			lines = append(lines, line)
+		}
+	}
+	if text := strings.Join(lines, ""); !strings.Contains(string(page), "```toml\n"+text+"```") {
+		t.Errorf("docs/kubernetes.md lacks\n%s", text)
 	}
 }
 
@@ -103,6 +127,11 @@ func TestABadOptionIsNamed(t *testing.T) {
 		if _, err := Render(Release{2, 4}, in(), o); err == nil || !strings.Contains(err.Error(), what) {
 			t.Errorf("%v, want an error about the %s", err, what)
 		}
+	}
+	shim := Default()
+	shim.Sandboxer = "shim"
+	if _, err := Render(Release{2, 2}, in(3), shim); err == nil || !strings.Contains(err.Error(), "2.3") {
+		t.Errorf("the Sandbox API with containerd 2.2: %v", err)
 	}
 	verity := Default()
 	verity.DmverityMode = "on"

@@ -52,3 +52,9 @@ func (r Release) knowsDmverity() bool { return r.Minor >= 3 }
 // pullsForRuntimes: images are pulled into the snapshotter that the section of a
 // runtime names (UpdateRuntimeSnapshotter in internal/cri/server/images).
 func (r Release) pullsForRuntimes() bool { return r.Minor >= 3 }
+
+// sandboxShims: a pod's sandbox can be made by the shim (docs/pods.md).
+func (r Release) sandboxShims() bool { return r.Minor >= 3 }
+
+// leavesPauseAlone: disable_pause_image_pull of a runtime.
+func (r Release) leavesPauseAlone() bool { return r.Minor >= 4 }

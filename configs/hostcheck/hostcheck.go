@@ -94,6 +94,7 @@ func Check(ctx context.Context, h Host) Report {
 		h.program(ctx, "qemu", h.Config.Hypervisor.Path, version{7, 2}, "install qemu-system-x86"),
 		h.program(ctx, "mkfs.erofs", h.Config.Rootfs.MkfsErofs, version{1, 9, 3}, "install erofs-utils 1.9.3 or newer; before, it merges layers wrongly"),
 		h.program(ctx, "mkfs.ext4", h.Config.Rootfs.MkfsExt4, version{1, 43}, "install e2fsprogs", "-V"),
+		h.virtiofsd(ctx),
 		h.containerd(ctx),
 		h.plugins(ctx),
 		h.file("shim", h.Shim, true),
@@ -201,6 +202,14 @@ func (h Host) ask(ctx context.Context, program string, args ...string) (version,
 		return nil, fmt.Errorf("%s: %w", program, err)
 	}
 	return v, nil
+}
+
+// virtiofsd is asked for only where the configuration wants it.
+func (h Host) virtiofsd(ctx context.Context) Finding {
+	if h.Config.Mounts.Bind != configs.BindVirtioFS {
+		return Finding{}
+	}
+	return h.program(ctx, "virtiofsd", h.Config.Mounts.Virtiofsd, version{1, 10}, "install virtiofsd")
 }
 
 func (h Host) containerd(ctx context.Context) Finding {

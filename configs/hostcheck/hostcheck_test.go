@@ -133,6 +133,20 @@ func TestOneWayToTheGuestIsEnough(t *testing.T) {
 	}
 }
 
+func TestVirtiofsdIsNeededWhereItIsWanted(t *testing.T) {
+	programs := complete()
+	programs["virtiofsd"] = "virtiofsd 1.9.0"
+	h := host(t, programs)
+	if r := Check(t.Context(), h); slices.ContainsFunc(r.Findings, func(f Finding) bool { return f.Name == "virtiofsd" || f.Name == "" }) {
+		t.Errorf("%+v", r.Findings)
+	}
+	h.Config.Mounts.Bind, h.Config.Mounts.Virtiofsd = configs.BindVirtioFS, "virtiofsd"
+	r := Check(t.Context(), h)
+	if f := find(t, r, "virtiofsd"); f.OK || r.Fit || !strings.Contains(f.Detail, "older than 1.10") {
+		t.Errorf("%+v", f)
+	}
+}
+
 func TestAGuestThatIsMissingIsAPart(t *testing.T) {
 	h := host(t, complete())
 	if err := os.Remove(h.Config.Guest.Initrd); err != nil {

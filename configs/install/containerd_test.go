@@ -151,11 +151,14 @@ func TestEachContainerdReadsTheDropinAsMeant(t *testing.T) {
 		for _, version := range tc.versions {
 			t.Run(fmt.Sprintf("%s beside version %d", tc.release, version), func(t *testing.T) {
 				b, _ := newContainerdBed(t, tc.release, version)
-				b.options.Dropin.Sandboxer, b.options.Dropin.Immutable = "shim", true
-				verity := tc.release != "2.2.9"
-				if verity {
+				b.options.Dropin.Immutable = true
+				later := tc.release != "2.2.9"
+				sandboxer := "podsandbox"
+				if later {
+					sandboxer = "shim"
 					b.options.Dropin.DmverityMode = "on"
 				}
+				b.options.Dropin.Sandboxer = sandboxer
 				b.install() // which tries it too
 				main := filepath.Join(b.dir, DefaultMain)
 				if version == 0 {
@@ -171,7 +174,7 @@ func TestEachContainerdReadsTheDropinAsMeant(t *testing.T) {
 				want := map[string]any{
 					"io.containerd.cri.v1.runtime containerd runtimes erofsvm runtime_type":                    dropin.Runtime,
 					"io.containerd.cri.v1.runtime containerd runtimes erofsvm snapshotter":                     "erofs",
-					"io.containerd.cri.v1.runtime containerd runtimes erofsvm sandboxer":                       "shim",
+					"io.containerd.cri.v1.runtime containerd runtimes erofsvm sandboxer":                       sandboxer,
 					"io.containerd.cri.v1.runtime containerd runtimes erofsvm privileged_without_host_devices": true,
 					"io.containerd.cri.v1.runtime containerd runtimes erofsvm pod_annotations":                 []any{"io.katacontainers.config*", "io.erofsvm.*"},
 					"io.containerd.snapshotter.v1.erofs default_size":                                          "10G",
@@ -184,7 +187,10 @@ func TestEachContainerdReadsTheDropinAsMeant(t *testing.T) {
 					want["io.containerd.cri.v1.runtime containerd default_runtime_name"] = "theirs"
 					want["io.containerd.cri.v1.runtime containerd runtimes theirs options SystemdCgroup"] = true
 				}
-				if verity {
+				if tc.release == "2.4.2" {
+					want["io.containerd.cri.v1.runtime containerd runtimes erofsvm disable_pause_image_pull"] = true
+				}
+				if later {
 					want["io.containerd.snapshotter.v1.erofs dmverity_mode"] = "on"
 					want["io.containerd.differ.v1.erofs enable_dmverity"] = true
 				} else {
