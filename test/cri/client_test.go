@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/erofsvm/erofsvm/test/harness/cni"
 	"github.com/erofsvm/erofsvm/test/harness/e2etest"
 )
 
@@ -22,7 +23,8 @@ const look = 100 * time.Millisecond
 
 // runtime is a containerd as a kubelet sees it.
 type runtime struct {
-	bed *e2etest.Bed
+	bed  *e2etest.Bed
+	node *cni.Node
 	cri.RuntimeServiceClient
 	images cri.ImageServiceClient
 	ends   *ends
@@ -145,7 +147,7 @@ func (r *runtime) pod(t *testing.T, handler string, change func(*cri.PodSandboxC
 		Linux: &cri.LinuxPodSandboxConfig{
 			Sysctls: map[string]string{"kernel.shm_rmid_forced": "1"},
 			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{
-				Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_POD,
+				Network: cri.NamespaceMode_POD, Pid: cri.NamespaceMode_POD,
 			}},
 		},
 	}}
