@@ -119,10 +119,12 @@ lint: tools ## gofmt, vet, staticcheck and the house rules
 	@$(ENV) go test -count=1 ./test/policy
 
 .PHONY: bench
-bench: guest-image images ## the phases of a ctr run, its memory, and what the strategies for layers cost, into .build/bench
-	@test/setup/tools.sh fio
+bench: guest-image images conformance-program ## a ctr run by phases, memory, layers, execs and their streams, runc beside, into .build/bench
+	@test/setup/tools.sh fio runc
 	@$(ENV) go run ./test/bench -out $(BUILD)/bench
 	@$(ENV) go run ./test/bench/disks -out $(BUILD)/bench
+	@$(ENV) go run ./test/bench/execs -out $(BUILD)/bench
+	@$(ENV) $(CONFORMANCE) benchmarks
 
 .PHONY: proto
 proto: ## regenerate agentclient/pb from its .proto files

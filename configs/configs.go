@@ -50,6 +50,7 @@ type Config struct {
 	Hypervisor  Hypervisor  `toml:"hypervisor"`
 	Guest       Guest       `toml:"guest"`
 	Vsock       Vsock       `toml:"vsock"`
+	Network     Network     `toml:"network"`
 	Rootfs      Rootfs      `toml:"rootfs"`
 	Mounts      Mounts      `toml:"mounts"`
 	Annotations Annotations `toml:"annotations"`
@@ -85,6 +86,13 @@ type Guest struct {
 type Vsock struct {
 	Backend    string `toml:"backend"`
 	DevicePath string `toml:"device_path"`
+}
+
+// Network configures how a pod's network gets into the guest.
+type Network struct {
+	Model    string `toml:"model"`
+	Queues   int    `toml:"queues"`
+	VhostNet bool   `toml:"vhost_net"`
 }
 
 // Rootfs configures how layers become disks.
@@ -286,6 +294,8 @@ func (c *Config) Validate() error {
 	oneOf("guest.pause", c.Guest.Pause, "virtual", "run")
 	oneOf("vsock.backend", c.Vsock.Backend, "auto", "kernel", "vhost-user")
 	file("vsock.device_path", c.Vsock.DevicePath, false)
+	oneOf("network.model", c.Network.Model, "tap", "macvtap", "none")
+	between("network.queues", c.Network.Queues, 0, 32)
 	file("rootfs.mkfs_erofs", c.Rootfs.MkfsErofs, false)
 	file("rootfs.mkfs_ext4", c.Rootfs.MkfsExt4, false)
 	oneOf("rootfs.layers", c.Rootfs.Layers, "auto", "merge", "partition")

@@ -55,6 +55,22 @@ type Disk struct {
 	Descriptor func(names []string) ([]byte, error)
 }
 
+// NIC is a network interface to attach.
+type NIC struct {
+	ID  string // as of a disk, and unique among the NICs
+	MAC net.HardwareAddr
+	// MTU is the largest that the guest may set, and what it sets at first; 0
+	// lets it choose.
+	MTU int
+	// Queues are descriptors of one tap device, one for each pair of queues, which
+	// carry frames with a virtio-net header in front (IFF_VNET_HDR). They
+	// stay the caller's, who may close them once AttachNIC has returned.
+	Queues []*os.File
+	// Vhost are as many descriptors of /dev/vhost-net, or none: QEMU then
+	// carries the frames itself. They stay the caller's as well.
+	Vhost []*os.File
+}
+
 // Attachment says where the guest finds a disk. One of the two is set, by the
 // kind of device that the VM's disks are.
 type Attachment struct {
@@ -109,6 +125,14 @@ type VM interface {
 	// first. Detaching what is not attached is no error. After an error it may
 	// be half gone, and a further call goes on with it.
 	Detach(ctx context.Context, id string) error
+	// AttachNIC hot-plugs a network interface; legal from the first moment. The
+	// guest, which may find it later, knows it by its MAC. On an error nothing
+	// of it stays behind.
+	AttachNIC(ctx context.Context, n NIC) error
+	// DetachNIC unplugs a network interface and waits until the guest has let go
+	// of it. One that is not attached is no error. After an error it may be
+	// half gone, and a further call goes on with it.
+	DetachNIC(ctx context.Context, id string) error
 	// Limits is the largest size that AddCPUs and AddMemory can give the VM; at
 	// least what it has.
 	Limits() (vcpus, memoryMiB int)

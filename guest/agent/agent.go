@@ -26,6 +26,7 @@ import (
 	"github.com/erofsvm/erofsvm/guest/container"
 	"github.com/erofsvm/erofsvm/guest/files"
 	"github.com/erofsvm/erofsvm/guest/layout"
+	"github.com/erofsvm/erofsvm/guest/network"
 	"github.com/erofsvm/erofsvm/guest/ports"
 	"github.com/erofsvm/erofsvm/guest/server"
 	"github.com/erofsvm/erofsvm/guest/storage"
@@ -77,14 +78,17 @@ func Run(began time.Time) error {
 		return err
 	}
 	ready := make(chan struct{})
+	demand := boot.NewDemand(layout.ModuleDir, modules)
 	containers := container.NewManager(
 		container.Dirs{Base: storage.Base, State: stateDir},
-		storageSystem(modules, log))
-	sockets := files.NewSockets(filepath.Join(storage.Base, container.Copies))
+		storageSystem(demand, log))
+	copies := filepath.Join(storage.Base, container.Copies)
+	sockets := files.NewSockets(copies)
 	containers.OnRemoval(sockets.Close)
 	calls, err := server.New(server.Config{
 		Containers: containers,
 		Sandbox:    &server.Sandbox{Base: storage.Base},
+		Network:    network.New(demand),
 		Log:        log,
 		Ready:      ready,
 	})
@@ -107,7 +111,7 @@ func Run(began time.Time) error {
 	ctx, stop := context.WithCancelCause(context.Background())
 	go func() { stop(fmt.Errorf("serve streams: %w", stream.Serve(ctx, streamPort, containers.Stream, log))) }()
 	go func() {
-		stop(fmt.Errorf("serve files: %w", files.Serve(ctx, filesPort, containers.Root, sockets, log)))
+		stop(fmt.Errorf("serve files: %w", files.Serve(ctx, filesPort, containers.Root, sockets, files.Copies(copies), log)))
 	}()
 	go func() { stop(fmt.Errorf("serve ports: %w", ports.Serve(ctx, portsPort, log))) }()
 	go func() { stop(fmt.Errorf("serve calls: %w", server.Serve(ctx, calls, agentPort))) }()
@@ -124,11 +128,11 @@ func Run(began time.Time) error {
 
 // storageSystem is what mounts of this guest are made with. Layers that turn out
 // to be corrupt are named in the log.
-func storageSystem(modules []boot.Module, log *slog.Logger) storage.System {
+func storageSystem(modules *boot.Demand, log *slog.Logger) storage.System {
 	devices := verity.New(log)
 	return storage.System{
 		Disks:   uevent.Finder{Sys: "/sys", Dev: "/dev"},
-		Modules: boot.NewDemand(layout.ModuleDir, modules),
+		Modules: modules,
 		Verity: storage.VerityFunc(func(l verity.Layer) (storage.Protected, error) {
 			dev, err := devices.Open(l)
 			if err != nil {

@@ -51,7 +51,7 @@ func (b BlockDriver) place(s slot) string {
 // VM until somebody resumes it.
 func (b BlockDriver) device(d *disk) map[string]any {
 	options := map[string]any{
-		"id": d.deviceName(), "drive": d.nodeName(), "serial": d.id,
+		"id": d.name, "drive": d.nodeName(), "serial": d.id,
 		"werror": "report", "rerror": "report",
 	}
 	if b == VirtioSCSI {

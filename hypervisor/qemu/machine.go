@@ -67,6 +67,8 @@ type Machine struct {
 	shareSlots slots
 	disks      map[string]*disk
 	shares     map[string]*share
+	nicSlots   slots
+	nics       map[string]*nic
 	vectors    int    // disks with interrupts of their own
 	lastSet    int64  // the number of a descriptor set that was given last
 	ended      bool   // tasks takes no more
@@ -95,11 +97,15 @@ func Start(ctx context.Context, spec Spec) (*Machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	m := &Machine{
-		spec:  spec,
-		heard: make(chan struct{}),
-		done:  make(chan struct{}),
-		slots: newSlots(spec.DiskSlots), shareSlots: newShareSlots(spec),
-		disks: map[string]*disk{}, shares: map[string]*share{},
+		spec:       spec,
+		heard:      make(chan struct{}),
+		done:       make(chan struct{}),
+		slots:      newSlots(0, spec.DiskSlots, errNoDiskSlot),
+		shareSlots: newSlots(0, spec.shareSlots(), errNoShareSlot),
+		nicSlots:   newSlots(spec.firstNICSlot(), spec.NICSlots, errNoNICSlot),
+		disks:      map[string]*disk{},
+		shares:     map[string]*share{},
+		nics:       map[string]*nic{},
 
 		serving: make(chan struct{}, 1), failed: make(chan error, 1),
 		unplugging: make(chan struct{}, unplugsAtOnce),
@@ -147,7 +153,7 @@ func (m *Machine) start(ctx context.Context) (err error) {
 
 	wiring := m.vsock.Wiring()
 	m.growth.shared = sharedMemory(m.spec, wiring)
-	m.proc, err = launch(m.spec.Binary, argv(m.spec, m.accel.Accelerator, wiring), wiring.File)
+	m.proc, err = launchIn(m.spec.NetNS, m.spec.Binary, argv(m.spec, m.accel.Accelerator, wiring), wiring.File)
 	m.vsock.Release()
 	if err != nil {
 		return err

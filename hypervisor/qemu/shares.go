@@ -48,7 +48,7 @@ func (m *Machine) attachShare(ctx context.Context, want hypervisor.Share) error 
 
 	err = m.serve(ctx, d, want)
 	if err == nil {
-		err = m.rest(ctx, d)
+		err = m.rest(ctx, &d.plug)
 	}
 	if err == nil {
 		err = m.plugShare(ctx, d)
@@ -145,7 +145,7 @@ func (m *Machine) plugShare(ctx context.Context, d *disk) error {
 	}
 	if err == nil {
 		err = m.proc.monitor.Execute(ctx, "device_add", shareDevice(d), nil)
-		d.device, d.plugged = !refused(err), err == nil
+		d.there, d.plugged = !refused(err), err == nil
 	}
 	if err != nil {
 		return fmt.Errorf("%w%s", err, d.share.daemon.Says())
@@ -167,7 +167,7 @@ func shareChardev(name string) map[string]any {
 // shareDevice is the argument of device_add.
 func shareDevice(d *disk) map[string]any {
 	options := map[string]any{
-		"driver": "vhost-user-fs-pci", "id": d.deviceName(), "chardev": d.chardevName(), "tag": d.id,
+		"driver": "vhost-user-fs-pci", "id": d.name, "chardev": d.chardevName(), "tag": d.id,
 		"bus": d.slot.bus(), "addr": d.slot.addr(),
 	}
 	if !d.vectors {

@@ -60,10 +60,14 @@ type Tree struct {
 	Entries []Entry
 	source  string
 	root    int // descriptor with O_PATH
+	// published is the directory that holds the content, if the tree is kept by a
+	// kubelet.
+	published string
 }
 
 // Scan looks at source, an absolute path in which links are followed, and at
-// everything below it, where none are. What is neither a file nor a directory
+// everything below it, where none are. Of a directory that a kubelet keeps it sees
+// what is published (Published). What is neither a file nor a directory
 // nor a link is refused with an error of class errdefs.ErrNotImplemented that
 // names it; a Budget that does not suffice gives ErrBytes or ErrEntries. The
 // caller closes the Tree.
@@ -87,10 +91,16 @@ func Scan(source string, b *Budget) (_ *Tree, err error) {
 		return nil, err
 	}
 	t.Entries = append(t.Entries, e)
-	if e.Type() == unix.S_IFDIR {
-		return t, t.walk("", 0, b)
+	if e.Type() != unix.S_IFDIR {
+		return t, nil
 	}
-	return t, nil
+	if err := t.readPublished(); err != nil {
+		return nil, err
+	}
+	if err := t.walk("", 0, b); err != nil {
+		return nil, err
+	}
+	return t, t.checkPublished()
 }
 
 // Close gives the descriptor back. It may be called more than once.
@@ -134,6 +144,9 @@ func (t *Tree) walk(dir string, depth int, b *Budget) error {
 		return err
 	}
 	for _, name := range names {
+		if dir == "" && t.isLeftOver(name) {
+			continue
+		}
 		name = path.Join(dir, name)
 		fd, err := t.open(name, unix.O_PATH)
 		if err != nil {

@@ -21,6 +21,8 @@ type container struct {
 	dir        string     // own directory below the sandbox's
 	disks      []attached // written by create only
 	inGuest    bool       // the agent has the container, written by create only
+	messages   []message  // written by create only, before the process starts
+	published  []*published
 	abandon    context.CancelFunc
 
 	// Written before it is admitted:

@@ -118,6 +118,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	if err != nil {
 		return err
 	}
+	m.openMessages(c, guest.Copies)
 	shared, err := files.give(ctx, m, c)
 	if err != nil {
 		return err
@@ -134,6 +135,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	if err != nil {
 		return fmt.Errorf("create container %s in the guest: %w", req.ID, err)
 	}
+	m.follow(c)
 	return nil
 }
 
@@ -204,7 +206,7 @@ func (s *Sandbox) admit(req *CreateRequest, spec *specs.Spec, guest guestspec.Re
 			return nil, nil, err
 		}
 		s.machine = newMachine(s, cfg, identity{
-			id: req.ID, bundle: req.Bundle, hostname: spec.Hostname, pod: of.infra, begun: begun,
+			id: req.ID, bundle: req.Bundle, hostname: spec.Hostname, netns: netnsOf(spec), pod: of.infra, begun: begun,
 		})
 		s.pod = of.pod
 		s.machine.launch()

@@ -35,6 +35,9 @@ func (s *Sandbox) watch(p *process, m *machine) {
 	if p.exec == "" || status == statusKilled {
 		s.checkOOM(p.c, m)
 	}
+	if p.exec == "" {
+		m.bringBack(p.c)
+	}
 	p.ended(Exit{Status: status, At: at}, s.exitOf(p, m))
 }
 
@@ -92,6 +95,8 @@ func (s *Sandbox) dismantle(ctx context.Context, c *container, m *machine) {
 	for _, p := range c.all() {
 		p.closeStdio()
 	}
+	c.closeMessages()
+	c.unfollow() // else it would make again what the guest removes
 	mounted := false
 	if c.inGuest && m.alive() {
 		if state, _ := c.init.current(); state == Creating {

@@ -42,6 +42,7 @@ type fakeVM struct {
 	err     error
 	conns   []net.Conn // the host's ends
 	disks   []string   // that are attached, and shares
+	nics    []string   // the same
 	share   error      // what attaching one gives
 	entries []string   // of shares
 
@@ -103,6 +104,8 @@ func (v *fakeVM) end(err error) {
 type fakeAgent struct {
 	pb.AgentServiceService // calls that no test expects panic
 	wire, noFiles          bool
+	noCopies               bool
+	keptCopies                         // what became of the copies
 	asked                              // what it was asked to create
 	ooms                   chan string // unbuffered: whoever sends knows that it was taken
 

@@ -19,7 +19,7 @@ import (
 const infraSpec = `{"process":{"args":["/pause"],"cwd":"/"},"root":{},"hostname":"name",
 	"annotations":{"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"pod"},
 	"mounts":[{"destination":"/etc/resolv.conf","type":"bind","source":"/does/not/exist","options":["rbind","ro"]}],
-	"linux":{"namespaces":[{"type":"pid"},{"type":"ipc"},{"type":"uts"},{"type":"mount"},{"type":"network","path":"/run/netns/x"}],
+	"linux":{"namespaces":[{"type":"pid"},{"type":"ipc"},{"type":"uts"},{"type":"mount"},{"type":"network"}],
 		"sysctl":{"net.ipv4.ip_forward":"1"}}}`
 
 // memberSpec is that of a container which shares all that it can.

@@ -17,20 +17,22 @@ const maxPortConnections = 256
 
 // takePorts leads connections to the loopback of the pod's network namespace,
 // which is where containerd connects to for a port-forward, to that of the guest,
-// until the VM ends. A pod that cannot have it is a pod all the same.
-func (m *machine) takePorts(ns loopback.Namespace) {
+// until the VM ends. A pod that cannot have it is a pod all the same. It is not for
+// the host's namespace, nor for containers without a pod, to which nobody forwards.
+func (m *machine) takePorts() {
+	if !m.pod || m.net.ns == nil {
+		return
+	}
 	if !m.ports {
 		m.log.Info("no port-forward: the agent in the guest does not know of it")
 		return
 	}
-	l, err := loopback.Listen(ns)
-	if err == nil {
-		if err = m.spawn(func() { m.servePorts(l) }); err == nil {
-			return
-		}
-		err = errors.Join(err, l.Close())
+	l, err := loopback.Listen(m.net.ns)
+	if err != nil {
+		m.log.WithError(err).Warn("no port-forward to this pod")
+		return
 	}
-	m.log.WithError(err).Warn("no port-forward to this pod")
+	m.servePorts(l)
 }
 
 // portListener is a loopback.Listener.

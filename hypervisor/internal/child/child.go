@@ -45,6 +45,20 @@ func Start(cmd *exec.Cmd) (*Process, error) { return start(cmd, nil) }
 // nothing else afterwards, and ends with the child.
 func StartFrom(prepare func() error, cmd *exec.Cmd) (*Process, error) { return start(cmd, prepare) }
 
+// StartIn is Start for a child in another network namespace, unless that is nil.
+// The file stays the caller's to close.
+func StartIn(cmd *exec.Cmd, netns *os.File) (*Process, error) {
+	if netns == nil {
+		return Start(cmd)
+	}
+	return StartFrom(func() error {
+		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter the network namespace %s: %w", netns.Name(), err)
+		}
+		return nil
+	}, cmd)
+}
+
 func start(cmd *exec.Cmd, prepare func() error) (*Process, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
