@@ -28,6 +28,7 @@ type runtime struct {
 	cri.RuntimeServiceClient
 	images cri.ImageServiceClient
 	ends   *ends
+	close  func()
 }
 
 // ends are the containers that have ended, as the CRI's events tell.
@@ -65,24 +66,28 @@ func (e *ends) follow(stream grpc.ServerStreamingClient[cri.ContainerEventRespon
 	}
 }
 
+// connect connects, again if it was connected. Whoever calls it calls close.
 func (r *runtime) connect(t *testing.T) {
 	t.Helper()
+	if r.close != nil {
+		r.close()
+	}
 	conn, err := grpc.NewClient("unix://"+r.bed.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.RuntimeServiceClient, r.images = cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
 	r.ends = &ends{told: map[string]chan struct{}{}}
+	var following sync.WaitGroup
+	r.close = func() {
+		conn.Close()
+		following.Wait()
+	}
 	stream, err := r.GetContainerEvents(context.WithoutCancel(t.Context()), &cri.GetEventsRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var following sync.WaitGroup
 	following.Go(func() { r.ends.follow(stream) })
-	t.Cleanup(func() {
-		conn.Close()
-		following.Wait()
-	})
 }
 
 // step is a context for one request.

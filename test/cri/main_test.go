@@ -76,6 +76,7 @@ func startCRI(t *testing.T, release string) *runtime {
 		bed.Image(t, archive, harness.Snapshotter)
 	}
 	r := &runtime{bed: bed, node: node}
+	t.Cleanup(func() { r.close() })
 	r.connect(t)
 	r.awaitImages(t, image.One, image.Two, image.Pause)
 	return r
