@@ -68,11 +68,16 @@ run: guest-image images ## run a real image in a VM under a private containerd, 
 	@$(ENV) $(BIN)/demo
 
 .PHONY: test
-test: test-unit test-e2e ## every test: unit tests with -race, then the ones that boot VMs
+test: test-unit test-kubernetes test-e2e conformance-short ## every test: unit tests with -race, the Helm chart, the ones that boot VMs, and suites of others in short
 
 .PHONY: test-unit
 test-unit: tools ## unit tests with the race detector
 	@$(ENV) go test -race $(TEST_FLAGS) -timeout 15m $(UNIT_PACKAGES)
+
+# A module of its own, for which Helm and types of Kubernetes are built.
+.PHONY: test-kubernetes
+test-kubernetes: run-tools ## the Helm chart, rendered by Helm and read with Kubernetes' types
+	@$(ENV) cd test/kubernetes && go test $(TEST_FLAGS) -timeout 10m ./...
 
 .PHONY: test-e2e
 test-e2e: tools guest-image images ## end-to-end and fault tests: containerd, the shim, QEMU and a guest
@@ -101,7 +106,7 @@ conformance-containerd: tools guest-image images conformance-program ## the clie
 	@$(ENV) $(CONFORMANCE) containerd
 
 .PHONY: conformance-short
-conformance-short: guest-image images conformance-program ## what of both fits into the check of a change
+conformance-short: tools guest-image images conformance-program ## what of both fits into the check of a change
 	@$(ENV) $(CONFORMANCE) -short shimtest
 	@$(ENV) $(CONFORMANCE) -short containerd
 
@@ -114,10 +119,13 @@ lint: tools ## gofmt, vet, staticcheck and the house rules
 	@$(ENV) go test -count=1 ./test/policy
 
 .PHONY: bench
-bench: guest-image images ## the phases of a ctr run, its memory, and what the strategies for layers cost, into .build/bench
-	@test/setup/tools.sh fio
+bench: guest-image images conformance-program ## a ctr run by phases, memory, layers, execs and their streams, runc beside, into .build/bench
+	@test/setup/tools.sh fio runc iperf3
 	@$(ENV) go run ./test/bench -out $(BUILD)/bench
 	@$(ENV) go run ./test/bench/disks -out $(BUILD)/bench
+	@$(ENV) go run ./test/bench/execs -out $(BUILD)/bench
+	@$(ENV) go run ./test/bench/network -out $(BUILD)/bench
+	@$(ENV) $(CONFORMANCE) benchmarks
 
 .PHONY: proto
 proto: ## regenerate agentclient/pb from its .proto files

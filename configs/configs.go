@@ -50,6 +50,7 @@ type Config struct {
 	Hypervisor  Hypervisor  `toml:"hypervisor"`
 	Guest       Guest       `toml:"guest"`
 	Vsock       Vsock       `toml:"vsock"`
+	Network     Network     `toml:"network"`
 	Rootfs      Rootfs      `toml:"rootfs"`
 	Mounts      Mounts      `toml:"mounts"`
 	Annotations Annotations `toml:"annotations"`
@@ -87,6 +88,13 @@ type Vsock struct {
 	DevicePath string `toml:"device_path"`
 }
 
+// Network configures how a pod's network gets into the guest.
+type Network struct {
+	Model    string `toml:"model"`
+	Queues   int    `toml:"queues"`
+	VhostNet bool   `toml:"vhost_net"`
+}
+
 // Rootfs configures how layers become disks.
 type Rootfs struct {
 	MkfsErofs      string `toml:"mkfs_erofs"`
@@ -99,11 +107,16 @@ type Rootfs struct {
 
 // Mounts configures what becomes of bind mounts.
 type Mounts struct {
+	Bind        string `toml:"bind"`
 	CopyMiB     int    `toml:"copy_mib"`
 	CopyFiles   int    `toml:"copy_files"`
+	Virtiofsd   string `toml:"virtiofsd"`
 	EmptyDir    string `toml:"empty_dir"`
 	EmptyDirMiB int    `toml:"empty_dir_mib"`
 }
+
+// BindVirtioFS is the value of Mounts.Bind that has guests see the host's files.
+const BindVirtioFS = "virtiofs"
 
 // EmptyDirGuest is the value of Mounts.EmptyDir that has emptyDirs live in the guest.
 const EmptyDirGuest = "guest"
@@ -286,11 +299,15 @@ func (c *Config) Validate() error {
 	oneOf("guest.pause", c.Guest.Pause, "virtual", "run")
 	oneOf("vsock.backend", c.Vsock.Backend, "auto", "kernel", "vhost-user")
 	file("vsock.device_path", c.Vsock.DevicePath, false)
+	oneOf("network.model", c.Network.Model, "tap", "macvtap", "none")
+	between("network.queues", c.Network.Queues, 0, 32)
 	file("rootfs.mkfs_erofs", c.Rootfs.MkfsErofs, false)
 	file("rootfs.mkfs_ext4", c.Rootfs.MkfsExt4, false)
 	oneOf("rootfs.layers", c.Rootfs.Layers, "auto", "merge", "partition")
 	between("rootfs.cache_mib", c.Rootfs.CacheMiB, 1, 1<<20)
 	between("rootfs.memory_upper_mib", c.Rootfs.MemoryUpperMiB, 0, 1<<20)
+	oneOf("mounts.bind", c.Mounts.Bind, "copy", BindVirtioFS)
+	file("mounts.virtiofsd", c.Mounts.Virtiofsd, false)
 	between("mounts.copy_mib", c.Mounts.CopyMiB, 0, 1<<20)
 	between("mounts.copy_files", c.Mounts.CopyFiles, 0, 1<<20)
 	oneOf("mounts.empty_dir", c.Mounts.EmptyDir, EmptyDirGuest, "bind")

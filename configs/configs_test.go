@@ -78,6 +78,8 @@ func TestBadConfigurationNamesFileLineAndKey(t *testing.T) {
 		{"relative kernel", "[guest]\nkernel = \"vmlinux\"\n", []string{"guest.kernel", "absolute"}},
 		{"broken pattern", "[annotations]\nallowed = [\"io.erofsvm.[\"]\n", []string{"annotations.allowed", "io.erofsvm.["}},
 		{"empty pattern", "[annotations]\nallowed = [\"\"]\n", []string{"annotations.allowed"}},
+		{"mounts", "[mounts]\nbind = \"nfs\"\n", []string{"mounts.bind", "copy, virtiofs"}},
+		{"no daemon", "[mounts]\nvirtiofsd = \"\"\n", []string{"mounts.virtiofsd", "empty"}},
 		{"emptyDirs", "[mounts]\nempty_dir = \"host\"\nempty_dir_mib = 1\n", []string{"mounts.empty_dir:", "guest, bind", "mounts.empty_dir_mib", "64"}},
 		{"two errors at once", "[hypervisor]\nvcpus = 0\nslots = 0\n", []string{"vcpus", "slots"}},
 	} {

@@ -90,10 +90,12 @@ func Check(ctx context.Context, h Host) Report {
 		h.architecture(),
 		h.kvm(),
 		h.vsock(),
+		h.tun(),
 		h.erofs(),
 		h.program(ctx, "qemu", h.Config.Hypervisor.Path, version{7, 2}, "install qemu-system-x86"),
 		h.program(ctx, "mkfs.erofs", h.Config.Rootfs.MkfsErofs, version{1, 9, 3}, "install erofs-utils 1.9.3 or newer; before, it merges layers wrongly"),
 		h.program(ctx, "mkfs.ext4", h.Config.Rootfs.MkfsExt4, version{1, 43}, "install e2fsprogs", "-V"),
+		h.virtiofsd(ctx),
 		h.containerd(ctx),
 		h.plugins(ctx),
 		h.file("shim", h.Shim, true),
@@ -151,6 +153,21 @@ func (h Host) vsock() Finding {
 	return f
 }
 
+// tunDevice is the kernel's (Documentation/networking/tuntap.rst).
+const tunDevice = "/dev/net/tun"
+
+// tun: without it no VM has an interface.
+func (h Host) tun() Finding {
+	if h.Config.Network.Model != "tap" {
+		return Finding{}
+	}
+	f := Finding{Name: "tun", Kind: Need, OK: true, Detail: tunDevice}
+	if _, err := h.Root.Stat(tunDevice); err != nil {
+		f.OK, f.Detail = false, fmt.Sprintf("no %s, with network.model = \"tap\": modprobe tun", tunDevice)
+	}
+	return f
+}
+
 // erofs: nothing is mounted on the host, but containerd's snapshotter does not
 // load without (findErofs in plugins/snapshots/erofs/erofs_linux.go).
 func (h Host) erofs() Finding {
@@ -201,6 +218,14 @@ func (h Host) ask(ctx context.Context, program string, args ...string) (version,
 		return nil, fmt.Errorf("%s: %w", program, err)
 	}
 	return v, nil
+}
+
+// virtiofsd is asked for only where the configuration wants it.
+func (h Host) virtiofsd(ctx context.Context) Finding {
+	if h.Config.Mounts.Bind != configs.BindVirtioFS {
+		return Finding{}
+	}
+	return h.program(ctx, "virtiofsd", h.Config.Mounts.Virtiofsd, version{1, 10}, "install virtiofsd")
 }
 
 func (h Host) containerd(ctx context.Context) Finding {

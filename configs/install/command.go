@@ -1,10 +1,12 @@
 package install
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,6 +22,9 @@ import (
 
 // restartTimeout is how long containerd may take to stop and start.
 const restartTimeout = 2 * time.Minute
+
+// moduleTimeout is how long the kernel may take to load a module.
+const moduleTimeout = 20 * time.Second
 
 // flags are those of both commands.
 type flags struct {
@@ -58,18 +63,19 @@ missing, and does not overwrite what others wrote or changed.`,
 			if err != nil {
 				return err
 			}
-			if err := o.complete(cmd.Context(), root, release, config); err != nil {
-				return err
+			err = o.complete(cmd.Context(), root, release, config)
+			if err == nil && !noCheck {
+				if !f.dryRun {
+					loadModule(cmd.Context(), root)
+				}
+				err = fit(cmd.Context(), root, o)
 			}
-			if !noCheck {
-				err := fit(cmd.Context(), root, o)
-				if errors.Is(err, errUnfit) && skipUnfit {
-					fmt.Fprintf(cmd.OutOrStdout(), "nothing is installed: %v\n", err)
-					return nil
-				}
-				if err != nil {
-					return err
-				}
+			if errors.Is(err, errUnfit) && skipUnfit {
+				fmt.Fprintf(cmd.OutOrStdout(), "nothing is installed: %v\n", err)
+				return nil
+			}
+			if err != nil {
+				return err
 			}
 			o.Force, o.DryRun = f.force, f.dryRun
 			installer := New(root, teller(cmd))
@@ -90,6 +96,7 @@ missing, and does not overwrite what others wrote or changed.`,
 	set.StringVar(&o.ShareDir, "share-dir", o.ShareDir, "where the guest image goes, on the host")
 	set.StringVar(&config, "configuration", "", "file of this process's to install as "+configs.DefaultPath)
 	set.StringVar(&o.Main, "containerd-config", o.Main, "main file of containerd's configuration, on the host")
+	set.StringVar(&o.DropinDir, "dropin-dir", "", "where the file for containerd goes, on the host (default conf.d beside the main file)")
 	set.StringVar(&o.Containerd, "containerd", o.Containerd, "containerd, a name in PATH or a path on the host; empty to not run it")
 	set.StringVar(&release, "containerd-version", "", "version of containerd, such as 2.4.2 (default what it says itself)")
 	set.StringVar(&o.Dropin.Handler, "handler", o.Dropin.Handler, "name of the runtime for Kubernetes")
@@ -129,26 +136,44 @@ func (o *Options) complete(ctx context.Context, root hostroot.Root, release, con
 	if o.Containerd == "" {
 		return errors.New("--containerd is empty: --containerd-version has to say which it is")
 	}
-	o.Release, err = hostcheck.Release(ctx, root, o.Containerd)
-	return err
+	if o.Release, err = hostcheck.Release(ctx, root, o.Containerd); err != nil {
+		return fmt.Errorf("%w: %w", errUnfit, err)
+	}
+	return nil
 }
 
-// errUnfit is wrapped by what fit says against a host.
-var errUnfit = errors.New("VMs cannot run on this host (erofsvm check; --no-check installs all the same)")
+// errUnfit is wrapped by what is said against a host.
+var errUnfit = errors.New("VMs cannot run on this host (erofsvm check says more)")
 
+// fit asks for what the configuration wants that is to be installed, or that is
+// there.
 func fit(ctx context.Context, root hostroot.Root, o Options) error {
-	c := configs.Default()
-	if o.Config != "" {
+	text := []byte(o.Config)
+	if o.Config == "" {
 		var err error
-		if c, err = configs.Parse("configuration", []byte(o.Config)); err != nil {
+		if text, err = root.ReadFile(configs.DefaultPath); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
+	}
+	c, err := configs.Parse(configs.DefaultPath, text)
+	if err != nil {
+		return err
 	}
 	report := hostcheck.Check(ctx, hostcheck.Host{Root: root, Config: c, Shim: dropin.Shim, Containerd: cmp.Or(o.Containerd, "containerd")})
 	if !report.Fit {
 		return fmt.Errorf("%w: %s", errUnfit, strings.Join(report.Missing(hostcheck.Need), "; "))
 	}
 	return nil
+}
+
+// loadModule has the kernel know EROFS now, as it will from the next boot on. If it
+// does not, the check says so.
+func loadModule(ctx context.Context, root hostroot.Root) {
+	ctx, cancel := context.WithTimeout(ctx, moduleTimeout)
+	defer cancel()
+	if known, err := root.ReadFile("/proc/filesystems"); err == nil && !bytes.Contains(known, []byte("\terofs\n")) {
+		_, _ = root.Run(ctx, nil, "modprobe", "erofs")
+	}
 }
 
 // NewUninstallCommand returns the command "uninstall".

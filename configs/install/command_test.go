@@ -56,6 +56,21 @@ func TestTheCommandsTellWhatTheyChange(t *testing.T) {
 	}
 }
 
+func TestTheDropinGoesWhereItIsImportedFrom(t *testing.T) {
+	b := newBed(t, map[string]string{"opt/k/config.toml": "version = 3\nimports = [\"/opt/k/more.d/*.toml\"]\n"})
+	args := append(withoutContainerd, "--containerd-config", "/opt/k/config.toml")
+	if _, err := b.cli(args...); err == nil || !strings.Contains(err.Error(), "/opt/k/conf.d/*.toml") {
+		t.Errorf("beside the file: %v", err)
+	}
+	if _, err := b.cli(append(args, "--dropin-dir", "/opt/k/more.d")...); err != nil {
+		t.Fatal(err)
+	}
+	b.read("opt/k/more.d/erofsvm.toml")
+	if _, err := b.cli(append(args, "--dropin-dir", "more.d")...); err == nil {
+		t.Error("a relative directory was taken")
+	}
+}
+
 func TestAConfigurationIsReadFromAFile(t *testing.T) {
 	b := newBed(t, map[string]string{"etc/containerd/config.toml": mainWithImport})
 	name := filepath.Join(t.TempDir(), "c.toml")
@@ -78,11 +93,46 @@ func TestAHostThatCannotRunVMsIsLeftAlone(t *testing.T) {
 	if err != nil || !strings.Contains(out, "nothing is installed") {
 		t.Errorf("%q, %v", out, err)
 	}
-	if _, err := b.cli("install", "--skip-unfit"); err == nil || !strings.Contains(err.Error(), "containerd") {
-		t.Errorf("without a containerd: %v", err)
+	out, err = b.cli("install", "--skip-unfit")
+	if err != nil || !strings.Contains(out, "nothing is installed") || !strings.Contains(out, "containerd: executable file not found") {
+		t.Errorf("without a containerd: %q, %v", out, err)
+	}
+	if _, err := b.cli("install", "--no-check"); err == nil || !strings.Contains(err.Error(), "containerd: executable file not found") {
+		t.Errorf("nobody says which containerd: %v", err)
 	}
 	if !mapsEqual(before, b.tree()) {
 		t.Error("something was installed")
+	}
+}
+
+// program puts a static program into the host's root directory.
+func (b *bed) program(name, body string) {
+	b.t.Helper()
+	source := filepath.Join(b.t.TempDir(), "main.go")
+	writeFile(b.t, source, "package main\nimport (\"os\";\"strings\")\nvar _ = strings.Join\nfunc main() {"+body+"\n}\n")
+	build := exec.CommandContext(b.t.Context(), "go", "build", "-o", filepath.Join(b.dir, "usr/bin", name), source)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		b.t.Fatalf("%v: %s", err, out)
+	}
+}
+
+// TestAKernelThatCanKnowEROFSIsMadeTo has a program in the place of modprobe.
+func TestAKernelThatCanKnowEROFSIsMadeTo(t *testing.T) {
+	if os.Geteuid() != 0 && os.Getenv("CI") != "true" {
+		t.Skip("chroot(2) takes root")
+	}
+	b := newBed(t, map[string]string{"etc/containerd/config.toml": mainWithImport, "proc/filesystems": "nodev\ttmpfs\n"})
+	b.program("modprobe", `os.WriteFile("/proc/filesystems", []byte("nodev\ttmpfs\n\t"+os.Args[1]+"\n"), 0o600)`)
+	for _, dryRun := range []bool{true, false} {
+		args := []string{"install", "--containerd-version", "2.4.2"}
+		if dryRun {
+			args = append(args, "--dry-run")
+		}
+		_, err := b.cli(args...)
+		if err == nil || strings.Contains(err.Error(), "erofs: the kernel") != dryRun {
+			t.Errorf("dry run %v: %v", dryRun, err)
+		}
 	}
 }
 
@@ -93,19 +143,10 @@ func TestContainerdIsRestartedOnceForAChange(t *testing.T) {
 		t.Skip("chroot(2) takes root")
 	}
 	b := newBed(t, map[string]string{"etc/containerd/config.toml": mainWithImport})
-	source := filepath.Join(t.TempDir(), "main.go")
-	writeFile(t, source, `package main
-import ("os";"strings")
-func main() {
+	b.program("systemctl", `
 	f, _ := os.OpenFile("/run/called", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	f.WriteString(strings.Join(os.Args[1:], " ") + " " + os.Getenv("SYSTEMD_IGNORE_CHROOT") + "\n")
-	if _, err := os.Stat("/run/fails"); err == nil { os.Exit(1) }
-}`)
-	build := exec.Command("go", "build", "-o", filepath.Join(b.dir, "usr/bin/systemctl"), source)
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
+	if _, err := os.Stat("/run/fails"); err == nil { os.Exit(1) }`)
 	b.write("run/fails", "")
 	args := append(withoutContainerd, "--restart", "containerd.service")
 	if _, err := b.cli(args...); err == nil || !strings.Contains(err.Error(), "not restarted") {

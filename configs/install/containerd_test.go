@@ -40,9 +40,9 @@ root = %q
 state = %q
 imports = ["conf.d/*.toml"]
 # They would touch the host outside of the test, or want devices.
-disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart", "io.containerd.nri.v1.nri",
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart",
   "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
-  "io.containerd.snapshotter.v1.zfs", "io.containerd.monitor.task.v1.cgroups", "io.containerd.grpc.v1.cri"]
+  "io.containerd.snapshotter.v1.zfs", "io.containerd.monitor.task.v1.cgroups"]
 %s
 [plugins.%q.containerd]
   default_runtime_name = "theirs"
@@ -52,7 +52,30 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
       SystemdCgroup = true
 [plugins."io.containerd.differ.v1.erofs"]
   enable_tar_index = true
-`, version, filepath.Join(dir, "root"), filepath.Join(dir, "state"), socketOf(version, filepath.Join(dir, "sock")), criOf(version))
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
+[plugins."io.containerd.image-verifier.v1.bindir"]
+  bin_dir = %[6]q
+%[7]s
+`, version, filepath.Join(dir, "root"), filepath.Join(dir, "state"), socketOf(version, filepath.Join(dir, "sock")), criOf(version),
+		filepath.Join(dir, "verifiers"), criSettings(version, dir))
+}
+
+// criSettings keep the CRI's files in a directory. A file in version 2 is never
+// started with.
+func criSettings(version int, dir string) string {
+	if version == 2 {
+		return ""
+	}
+	return fmt.Sprintf(`[plugins."io.containerd.cri.v1.runtime"]
+  netns_mounts_under_state_dir = true
+  disable_apparmor = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+  bin_dirs = [%q]
+  conf_dir = %[1]q
+[plugins."io.containerd.grpc.v1.cri"]
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"`, filepath.Join(dir, "cni"))
 }
 
 // socketOf is where a version of the format has the socket.
@@ -151,11 +174,14 @@ func TestEachContainerdReadsTheDropinAsMeant(t *testing.T) {
 		for _, version := range tc.versions {
 			t.Run(fmt.Sprintf("%s beside version %d", tc.release, version), func(t *testing.T) {
 				b, _ := newContainerdBed(t, tc.release, version)
-				b.options.Dropin.Sandboxer, b.options.Dropin.Immutable = "shim", true
-				verity := tc.release != "2.2.9"
-				if verity {
+				b.options.Dropin.Immutable = true
+				later := tc.release != "2.2.9"
+				sandboxer := "podsandbox"
+				if later {
+					sandboxer = "shim"
 					b.options.Dropin.DmverityMode = "on"
 				}
+				b.options.Dropin.Sandboxer = sandboxer
 				b.install() // which tries it too
 				main := filepath.Join(b.dir, DefaultMain)
 				if version == 0 {
@@ -171,7 +197,7 @@ func TestEachContainerdReadsTheDropinAsMeant(t *testing.T) {
 				want := map[string]any{
 					"io.containerd.cri.v1.runtime containerd runtimes erofsvm runtime_type":                    dropin.Runtime,
 					"io.containerd.cri.v1.runtime containerd runtimes erofsvm snapshotter":                     "erofs",
-					"io.containerd.cri.v1.runtime containerd runtimes erofsvm sandboxer":                       "shim",
+					"io.containerd.cri.v1.runtime containerd runtimes erofsvm sandboxer":                       sandboxer,
 					"io.containerd.cri.v1.runtime containerd runtimes erofsvm privileged_without_host_devices": true,
 					"io.containerd.cri.v1.runtime containerd runtimes erofsvm pod_annotations":                 []any{"io.katacontainers.config*", "io.erofsvm.*"},
 					"io.containerd.snapshotter.v1.erofs default_size":                                          "10G",
@@ -184,7 +210,10 @@ func TestEachContainerdReadsTheDropinAsMeant(t *testing.T) {
 					want["io.containerd.cri.v1.runtime containerd default_runtime_name"] = "theirs"
 					want["io.containerd.cri.v1.runtime containerd runtimes theirs options SystemdCgroup"] = true
 				}
-				if verity {
+				if tc.release == "2.4.2" {
+					want["io.containerd.cri.v1.runtime containerd runtimes erofsvm disable_pause_image_pull"] = true
+				}
+				if later {
 					want["io.containerd.snapshotter.v1.erofs dmverity_mode"] = "on"
 					want["io.containerd.differ.v1.erofs enable_dmverity"] = true
 				} else {
@@ -218,6 +247,7 @@ func TestEachContainerdStartsWithTheDropin(t *testing.T) {
 			report := hostcheck.Check(t.Context(), hostcheck.Host{
 				Root: root, Config: configs.Default(), Shim: dropin.Shim, Containerd: "containerd", Socket: filepath.Join(filepath.Dir(state), "sock"),
 			})
+			pullForPods(t, filepath.Join(filepath.Dir(state), "sock"))
 			i := slices.IndexFunc(report.Findings, func(f hostcheck.Finding) bool { return f.Name == "plugins" })
 			if i < 0 || !report.Findings[i].OK {
 				t.Errorf("%+v", report.Findings)

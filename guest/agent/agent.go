@@ -26,6 +26,7 @@ import (
 	"github.com/erofsvm/erofsvm/guest/container"
 	"github.com/erofsvm/erofsvm/guest/files"
 	"github.com/erofsvm/erofsvm/guest/layout"
+	"github.com/erofsvm/erofsvm/guest/network"
 	"github.com/erofsvm/erofsvm/guest/ports"
 	"github.com/erofsvm/erofsvm/guest/server"
 	"github.com/erofsvm/erofsvm/guest/storage"
@@ -77,7 +78,8 @@ func Run(began time.Time) error {
 		return err
 	}
 	ready := make(chan struct{})
-	system := storageSystem(modules, log)
+	demand := boot.NewDemand(layout.ModuleDir, modules)
+	system := storageSystem(demand, log)
 	containers := container.NewManager(container.Dirs{Base: storage.Base, State: stateDir}, system)
 	copies := filepath.Join(storage.Base, container.Copies)
 	sockets := files.NewSockets(copies)
@@ -85,6 +87,7 @@ func Run(began time.Time) error {
 	calls, err := server.New(server.Config{
 		Containers: containers,
 		Sandbox:    &server.Sandbox{Base: storage.Base, System: system},
+		Network:    network.New(demand),
 		Log:        log,
 		Ready:      ready,
 	})
@@ -124,11 +127,11 @@ func Run(began time.Time) error {
 
 // storageSystem is what mounts of this guest are made with. Layers that turn out
 // to be corrupt are named in the log.
-func storageSystem(modules []boot.Module, log *slog.Logger) storage.System {
+func storageSystem(modules *boot.Demand, log *slog.Logger) storage.System {
 	devices := verity.New(log)
 	return storage.System{
 		Disks:   uevent.Finder{Sys: "/sys", Dev: "/dev"},
-		Modules: boot.NewDemand(layout.ModuleDir, modules),
+		Modules: modules,
 		Verity: storage.VerityFunc(func(l verity.Layer) (storage.Protected, error) {
 			dev, err := devices.Open(l)
 			if err != nil {

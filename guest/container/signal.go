@@ -32,7 +32,7 @@ func (c *Container) signal(exec string, sig unix.Signal) error {
 // They stand still meanwhile, or one that is born while the others are listed
 // would be missed. In a container that is paused they do already, and find the
 // signal when they go on.
-func (c *Container) signalAll(ctx context.Context, sig unix.Signal) (err error) {
+func (c *Container) signalAll(ctx context.Context, sig unix.Signal) (failure error) {
 	if _, err := c.living(""); err != nil {
 		return err
 	}
@@ -49,13 +49,19 @@ func (c *Container) signalAll(ctx context.Context, sig unix.Signal) (err error) 
 		if err != nil {
 			return fmt.Errorf("cgroup of container %s: %w", c.id, err)
 		}
-		// Those that froze must go on also if others did not.
-		defer func() { err = errors.Join(err, group.Freeze(cgroups.Thawed)) }()
-		if err := group.Freeze(cgroups.Frozen); err != nil {
-			return fmt.Errorf("freeze container %s: %w", c.id, err)
-		}
+		// A process that sleeps in the kernel may not freeze in time. That is no
+		// reason to signal nobody.
+		_ = group.Freeze(cgroups.Frozen)
+		defer func() {
+			if thaw := group.Freeze(cgroups.Thawed); thaw != nil {
+				failure = errors.Join(failure, fmt.Errorf("thaw container %s: %w", c.id, thaw))
+			}
+		}()
 	}
 	pids, err := cgroups.GetAllPids(c.cgroup)
+	if errors.Is(err, os.ErrNotExist) { // it is being removed
+		return fmt.Errorf("the process has ended: %w", errdefs.ErrNotFound)
+	}
 	if err != nil {
 		return fmt.Errorf("list the processes of container %s: %w", c.id, err)
 	}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/container"
+	"github.com/erofsvm/erofsvm/guest/network"
 )
 
 // agent is the service of the protocol.
@@ -19,6 +20,7 @@ type agent struct {
 	unimplemented
 	containers *container.Manager
 	sandbox    *Sandbox
+	network    *network.Network
 	machine    machine
 	ready      <-chan struct{}
 	log        *slog.Logger

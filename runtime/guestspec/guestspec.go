@@ -30,6 +30,9 @@ type Options struct {
 	// Copies is the directory of the guest below which copies of the host's
 	// files, and sockets, go, one name for each mount.
 	Copies string
+	// Shares is the directory of the guest where it is shown the host's files, by
+	// the same names. Empty: it gets copies.
+	Shares string
 	// PassHooks hands hooks that run inside the container over to the guest.
 	// Without it they are refused.
 	PassHooks bool

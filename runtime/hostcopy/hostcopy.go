@@ -19,6 +19,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/runtime/hostfs"
 )
 
 // ErrBytes and ErrEntries are wrapped when a Budget does not suffice.
@@ -80,7 +82,8 @@ func Scan(source string, b *Budget) (_ *Tree, err error) {
 			t.Close()
 		}
 	}()
-	if err := refuseKernels(root, source); err != nil {
+	// A link may have led there.
+	if err := hostfs.Refuse(root, source); err != nil {
 		return nil, err
 	}
 	e, err := t.entry(root, "", b)
@@ -244,23 +247,4 @@ func (t *Tree) Read(e Entry) (*os.File, error) {
 		return nil, fmt.Errorf("%s has changed since it was looked at: %w", full, errdefs.ErrUnavailable)
 	}
 	return os.NewFile(uintptr(fd), full), nil
-}
-
-// kernels are filesystems whose content is the host's kernel's.
-var kernels = map[int64]string{
-	unix.PROC_SUPER_MAGIC: "proc", unix.SYSFS_MAGIC: "sysfs", unix.CGROUP_SUPER_MAGIC: "cgroup", unix.CGROUP2_SUPER_MAGIC: "cgroup2",
-	unix.DEBUGFS_MAGIC: "debugfs", unix.TRACEFS_MAGIC: "tracefs", unix.SECURITYFS_MAGIC: "securityfs", unix.BPF_FS_MAGIC: "bpf",
-	unix.DEVPTS_SUPER_MAGIC: "devpts", unix.EFIVARFS_MAGIC: "efivarfs", unix.NSFS_MAGIC: "nsfs",
-}
-
-// refuseKernels is for a source that a link has led to such a filesystem.
-func refuseKernels(fd int, source string) error {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(fd, &st); err != nil {
-		return &os.PathError{Op: "statfs", Path: source, Err: err}
-	}
-	if name, ok := kernels[int64(st.Type)]; ok {
-		return fmt.Errorf("%s is on the %s of the host's kernel, which the guest cannot have: %w", source, name, errdefs.ErrNotImplemented)
-	}
-	return nil
 }

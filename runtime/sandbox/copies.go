@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/agentclient"
+	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/configs"
 	"github.com/erofsvm/erofsvm/runtime/guestspec"
 	"github.com/erofsvm/erofsvm/runtime/hostcopy"
@@ -58,7 +59,7 @@ func scanCopy(c guestspec.Copy, left *hostcopy.Budget, limits configs.Mounts) (*
 	tree, err := hostcopy.Scan(c.Source, left)
 	switch {
 	case errors.Is(err, hostcopy.ErrBytes):
-		err = fmt.Errorf("%w: all bind mounts of a container together may have %d MiB, as mounts.copy_mib of the configuration says", err, limits.CopyMiB)
+		err = fmt.Errorf("%w: all bind mounts of a container together may have %d MiB, as mounts.copy_mib of the configuration says; mounts.bind = \"virtiofs\" needs no copies", err, limits.CopyMiB)
 	case errors.Is(err, hostcopy.ErrEntries):
 		err = fmt.Errorf("%w: all bind mounts of a container together may have %d, as mounts.copy_files of the configuration says", err, limits.CopyFiles)
 	}
@@ -74,11 +75,11 @@ func (all copies) close() {
 	}
 }
 
-// send gives the guest its copies. Those that follow the host are the container's
+// give gives the guest its copies. Those that follow the host are the container's
 // from then on.
-func (all copies) send(ctx context.Context, m *machine, c *container) error {
+func (all copies) give(ctx context.Context, m *machine, c *container) ([]*pb.Storage, error) {
 	if len(all) == 0 {
-		return nil
+		return nil, nil
 	}
 	begun := time.Now()
 	defer m.trace.phase("copy", begun)
@@ -86,21 +87,21 @@ func (all copies) send(ctx context.Context, m *machine, c *container) error {
 		if one.tree.Published() {
 			p := &published{Copy: one.Copy, m: m, container: c.id, limits: m.cfg.Mounts, has: map[string]hostcopy.Entry{}}
 			if err := p.send(ctx); err != nil {
-				return err
+				return nil, err
 			}
 			c.published = append(c.published, p)
 			continue
 		}
 		for _, e := range one.tree.Entries {
 			if err := one.sendEntry(ctx, m.agent, e); err != nil {
-				return fmt.Errorf("mount %s: %w", one.Destination, err)
+				return nil, fmt.Errorf("mount %s: %w", one.Destination, err)
 			}
 		}
 		if !one.ReadOnly {
 			m.log.Infof("mount %s is a copy of the host's %s: what is written to it stays in the virtual machine", one.Destination, one.Source)
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // copyDirMode is the mode of directories above the copies.

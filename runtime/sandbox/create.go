@@ -54,11 +54,11 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	if err != nil {
 		return 0, err
 	}
-	copies, err := scanCopies(guest.Copies, req.Config.Mounts)
+	files, err := openHostFiles(guest.Copies, req.Config.Mounts)
 	if err != nil {
 		return 0, err
 	}
-	defer copies.close()
+	defer files.close()
 	for _, d := range guest.Dropped {
 		s.log.WithField("container", req.ID).Warnf("not for the guest: %s", d)
 	}
@@ -74,7 +74,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	}()
 
 	if c.virtual == nil {
-		err = s.build(ctx, c, m, req, guest, copies, volumes)
+		err = s.build(ctx, c, m, req, guest, files, volumes)
 	} else {
 		err = s.stand(ctx, c, m)
 	}
@@ -100,7 +100,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 }
 
 // build makes a container in the guest.
-func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *CreateRequest, guest guestspec.Result, copies copies, volumes []wantedDir) error {
+func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *CreateRequest, guest guestspec.Result, files hostFiles, volumes []wantedDir) error {
 	// While the VM boots:
 	plan, err := m.plan(ctx, req.Rootfs)
 	if err != nil {
@@ -126,12 +126,13 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	if err != nil {
 		return err
 	}
-	shared, err := m.giveEmptyDirs(ctx, volumes)
+	inPod, err := m.giveEmptyDirs(ctx, volumes)
 	if err != nil {
 		return err
 	}
 	m.openMessages(c, guest.Copies)
-	if err := copies.send(ctx, m, c); err != nil {
+	shared, err := files.give(ctx, m, c)
+	if err != nil {
 		return err
 	}
 	if err := m.forward(ctx, c, guest.Sockets); err != nil {
@@ -140,7 +141,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	created := time.Now()
 	c.inGuest = true // even a create that failed may have left something
 	err = m.agent.CreateContainer(ctx, &pb.CreateContainerRequest{
-		ContainerId: req.ID, ExecId: req.ID, Storages: append(storages, shared...), Devices: devices, OCI: guest.Spec, SandboxPidns: guest.PodPID,
+		ContainerId: req.ID, ExecId: req.ID, Storages: slices.Concat(storages, inPod, shared), Devices: devices, OCI: guest.Spec, SandboxPidns: guest.PodPID,
 	})
 	m.trace.phase("container create", created)
 	if err != nil {
@@ -172,7 +173,7 @@ func (s *Sandbox) openStreams(ctx context.Context, p *process, m *machine) error
 // to say, as for runc's shim.
 func convert(spec *specs.Spec, req *CreateRequest, of membership) (guestspec.Result, error) {
 	guest, err := guestspec.Convert(spec, guestspec.Options{
-		Bundle: req.Bundle, Rootfs: guestRootfs(req.ID), Copies: guestCopies(req.ID),
+		Bundle: req.Bundle, Rootfs: guestRootfs(req.ID), Copies: guestCopies(req.ID), Shares: guestShares(req),
 		PassHooks: req.Config.Guest.Hooks == "pass", Pod: of.guest(),
 	})
 	if err != nil {
@@ -217,7 +218,7 @@ func (s *Sandbox) admit(req *CreateRequest, spec *specs.Spec, guest guestspec.Re
 			return nil, nil, err
 		}
 		s.machine = newMachine(s, cfg, identity{
-			id: req.ID, bundle: req.Bundle, hostname: spec.Hostname, pod: of.infra, begun: begun,
+			id: req.ID, bundle: req.Bundle, hostname: spec.Hostname, netns: netnsOf(spec), pod: of.infra, begun: begun,
 		})
 		s.pod = of.pod
 		s.machine.launch()

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"syscall"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/erofsvm/erofsvm/agentclient"
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/agentclient/streamwire"
+	"github.com/erofsvm/erofsvm/hypervisor"
 )
 
 func (a *fakeAgent) ReseedRandomDev(ctx context.Context, _ *pb.ReseedRandomDevRequest) (*emptypb.Empty, error) {
@@ -36,6 +38,40 @@ func (a *fakeAgent) container(id string) *pb.CreateContainerRequest {
 	return a.containers[id]
 }
 
+func (v *fakeVM) AttachNIC(_ context.Context, n hypervisor.NIC) (hypervisor.Attachment, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.nics = append(v.nics, fmt.Sprintf("%s mtu %d, %d queues", n.MAC, n.MTU, len(n.Queues)))
+	return hypervisor.Attachment{PCIPath: "08/01"}, nil
+}
+
+func (v *fakeVM) DetachNIC(context.Context, string) error { return nil }
+
+func (a *fakeAgent) UpdateInterface(ctx context.Context, r *pb.UpdateInterfaceRequest) (*pb.Interface, error) {
+	i := r.GetInterface()
+	var addresses []string
+	for _, ip := range i.GetIPAddresses() {
+		addresses = append(addresses, ip.GetAddress()+"/"+ip.GetMask())
+	}
+	return i, a.called(ctx, "UpdateInterface", i.GetName(), i.GetHwAddr(), "at", i.GetDevicePath(), i.GetMtu(), addresses)
+}
+
+func (a *fakeAgent) UpdateRoutes(ctx context.Context, r *pb.UpdateRoutesRequest) (*pb.Routes, error) {
+	var routes []string
+	for _, r := range r.GetRoutes().GetRoutes() {
+		routes = append(routes, r.GetDest()+" via "+r.GetGateway()+" dev "+r.GetDevice())
+	}
+	return r.GetRoutes(), a.called(ctx, "UpdateRoutes", routes)
+}
+
+func (a *fakeAgent) AddARPNeighbors(ctx context.Context, r *pb.AddARPNeighborsRequest) (*emptypb.Empty, error) {
+	var neighbours []string
+	for _, n := range r.GetNeighbors().GetARPNeighbors() {
+		neighbours = append(neighbours, n.GetToIPAddress().GetAddress()+" "+n.GetLladdr()+" dev "+n.GetDevice())
+	}
+	return ok(a.called(ctx, "AddARPNeighbors", neighbours))
+}
+
 func (a *fakeAgent) CreateSandbox(ctx context.Context, r *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
 	a.mu.Lock()
 	a.sandbox = r
@@ -54,6 +90,7 @@ func (a *fakeAgent) GetGuestDetails(ctx context.Context, _ *pb.GuestDetailsReque
 	if !a.noFiles {
 		details.ExtraFeatures = append(details.ExtraFeatures, streamwire.FilesFeature)
 	}
+	details.ExtraFeatures = append(details.ExtraFeatures, streamwire.PortsFeature)
 	if !a.noCopies {
 		details.ExtraFeatures = append(details.ExtraFeatures, streamwire.CopiesFeature)
 	}
@@ -72,6 +109,9 @@ func (a *fakeAgent) CreateContainer(ctx context.Context, r *pb.CreateContainerRe
 	if err := a.called(ctx, "CreateContainer", r.GetContainerId()); err != nil {
 		return nil, err
 	}
+	a.mu.Lock()
+	a.created = append(a.created, r)
+	a.mu.Unlock()
 	a.add(agentclient.Process{Container: r.GetContainerId()})
 	a.mu.Lock()
 	defer a.mu.Unlock()

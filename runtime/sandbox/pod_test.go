@@ -19,7 +19,7 @@ import (
 const infraSpec = `{"process":{"args":["/pause"],"cwd":"/"},"root":{},"hostname":"name",
 	"annotations":{"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"pod"},
 	"mounts":[{"destination":"/etc/resolv.conf","type":"bind","source":"/does/not/exist","options":["rbind","ro"]}],
-	"linux":{"namespaces":[{"type":"pid"},{"type":"ipc"},{"type":"uts"},{"type":"mount"},{"type":"network","path":"/run/netns/x"}],
+	"linux":{"namespaces":[{"type":"pid"},{"type":"ipc"},{"type":"uts"},{"type":"mount"},{"type":"network"}],
 		"sysctl":{"net.ipv4.ip_forward":"1"}}}`
 
 // memberSpec is that of a container which shares all that it can.
@@ -216,6 +216,20 @@ func heldPod(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	return w
+}
+
+func TestAnAnnotationThatIsNotAllowedFailsThePod(t *testing.T) {
+	const name = "io.erofsvm.hypervisor.vcpus"
+	w := newWorld(t, newFakeAgent())
+	err := w.CreatePod(&PodRequest{
+		ID: "pod", Bundle: w.request(t, "pod", "").Bundle, Config: w.config, Annotations: map[string]string{name: "1"},
+	})
+	if !errdefs.IsPermissionDenied(err) && !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), name) {
+		t.Errorf("%v", err)
+	}
+	if !w.Empty() || w.Pid() != 0 {
+		t.Error("a pod is there")
+	}
 }
 
 func TestThePodIsThereBetweenStartAndStop(t *testing.T) {

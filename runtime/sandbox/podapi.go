@@ -17,6 +17,8 @@ type PodRequest struct {
 	// Bundle is where the record of the sandbox goes. There is no config.json.
 	Bundle   string
 	Hostname string
+	// NetNS is the path of the pod's network namespace, "" for the host's.
+	NetNS string
 	// Sysctls are those of the guest.
 	Sysctls map[string]string
 	// Mounts are for the containers of the pod that have none at these places.
@@ -68,7 +70,10 @@ func (s *Sandbox) CreatePod(req *PodRequest) error {
 		id: req.ID, sysctls: req.Sysctls, mounts: req.Mounts,
 		api: &held{created: now, exited: make(chan struct{})},
 	}
-	s.machine = newMachine(s, cfg, identity{id: req.ID, bundle: req.Bundle, hostname: req.Hostname, pod: true, begun: now})
+	s.machine = newMachine(s, cfg, identity{
+		id: req.ID, bundle: req.Bundle, hostname: req.Hostname,
+		netns: netns{path: req.NetNS, host: req.NetNS == ""}, pod: true, begun: now,
+	})
 	s.machine.launch()
 	return nil
 }

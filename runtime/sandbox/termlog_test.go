@@ -65,11 +65,6 @@ func (a *fakeAgent) tell() {
 	}
 }
 
-// bindSpec is a spec with these mounts.
-func bindSpec(mounts ...string) string {
-	return fmt.Sprintf(`{"process":{"args":["x"],"cwd":"/"},"root":{},"linux":{},"mounts":[%s]}`, strings.Join(mounts, ","))
-}
-
 func bindMount(destination, source, options string) string {
 	return fmt.Sprintf(`{"destination":%q,"type":"bind","source":%q,"options":["rbind",%q]}`, destination, source, options)
 }

@@ -109,7 +109,7 @@ func (s *Service) request(r *sandboxapi.CreateSandboxRequest) (*sandbox.PodReque
 		return nil, err
 	}
 	return &sandbox.PodRequest{
-		ID: r.SandboxID, Bundle: r.BundlePath, Hostname: hostname,
+		ID: r.SandboxID, Bundle: r.BundlePath, Hostname: hostname, NetNS: r.NetnsPath,
 		Sysctls: pod.GetLinux().GetSysctls(), Mounts: mounts, Config: config, Annotations: pod.GetAnnotations(),
 	}, nil
 }

@@ -2,6 +2,9 @@ package cri
 
 import (
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +12,7 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/erofsvm/erofsvm/test/harness"
 	"github.com/erofsvm/erofsvm/test/image"
 )
 
@@ -41,7 +45,11 @@ func TestPods(t *testing.T) {
 // testPod is the life of a pod with an init container, one that works, and a
 // sidecar that crashes and comes back.
 func testPod(t *testing.T, r *runtime, handler string) {
-	p := r.pod(t, handler, nil)
+	p := r.pod(t, handler, func(c *cri.PodSandboxConfig) {
+		if handler == realPause { // the one that is not on a network
+			c.Linux.SecurityContext.NamespaceOptions.Network = cri.NamespaceMode_NODE
+		}
+	})
 	if s := p.state(t); s != cri.PodSandboxState_SANDBOX_READY {
 		t.Errorf("the pod is %v", s)
 	}
@@ -64,7 +72,15 @@ func testPod(t *testing.T, r *runtime, handler string) {
 	if name := own.sh(t, "hostname"); name != "the-pod\n" {
 		t.Errorf("its name is %q", name)
 	}
+	if handler != realPause {
+		reached(t, app)
+	}
 	counted(t, app)
+	if handler == sandboxAPI && r.bed.Release() == harness.Releases[0] {
+		// Others, and pods with a pause container, are counted by a cgroup that the
+		// kubelet makes.
+		p.counted(t)
+	}
 	rotated(t, app)
 
 	side.sh(t, "touch /tmp/die")
@@ -113,7 +129,7 @@ func inCommon(t *testing.T, a, b *container) {
 			t.Errorf("%s: %q, want %q", c.script, got, c.want)
 		}
 	}
-	if out := b.sh(t, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"); strings.Count(out, "echo started") < 2 {
+	if out := b.sh(t, "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"); strings.Count(out, "echo started") < 2 {
 		t.Errorf("processes that the sidecar sees: %s", out)
 	}
 	if a.sh(t, "readlink /proc/self/ns/ipc") != b.sh(t, "readlink /proc/self/ns/ipc") {
@@ -121,6 +137,31 @@ func inCommon(t *testing.T, a, b *container) {
 	}
 	if a.sh(t, "cat /etc/image") != "two\n" || b.sh(t, "cat /etc/image") != "one\n" {
 		t.Error("they have each other's files")
+	}
+}
+
+// reached asks a container over the pod's network.
+func reached(t *testing.T, c *container) {
+	t.Helper()
+	s, err := c.PodSandboxStatus(step(t), &cri.PodSandboxStatusRequest{PodSandboxId: c.pod.id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := net.JoinHostPort(s.GetStatus().GetNetwork().GetIp(), "80")
+	c.sh(t, "mkdir /tmp/www && echo reached > /tmp/www/who && busybox httpd -p 80 -h /tmp/www")
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: c.node.Dial}}
+	request, err := http.NewRequestWithContext(step(t), http.MethodGet, "http://"+address+"/who", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := client.Do(request)
+	if err != nil {
+		t.Errorf("%s at %s: %v", c.name, address, err)
+		return
+	}
+	defer answer.Body.Close()
+	if text, err := io.ReadAll(answer.Body); err != nil || string(text) != "reached\n" {
+		t.Errorf("%s at %s says %q, %v", c.name, address, text, err)
 	}
 }
 
@@ -133,6 +174,18 @@ func counted(t *testing.T, c *container) {
 	}
 	if s.GetStats().GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || s.GetStats().GetMemory().GetWorkingSetBytes().GetValue() == 0 {
 		t.Errorf("statistics of %s: %v", c.name, s.GetStats())
+	}
+}
+
+func (p *pod) counted(t *testing.T) {
+	t.Helper()
+	s, err := p.PodSandboxStats(step(t), &cri.PodSandboxStatsRequest{PodSandboxId: p.id})
+	if err != nil {
+		t.Fatalf("statistics of the pod: %v", err)
+	}
+	linux := s.GetStats().GetLinux()
+	if linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || linux.GetMemory().GetWorkingSetBytes().GetValue() == 0 || len(linux.GetContainers()) < 3 {
+		t.Errorf("statistics of the pod: %v", linux)
 	}
 }
 
