@@ -71,7 +71,7 @@ type NIC struct {
 	Vhost []*os.File
 }
 
-// Attachment says where the guest finds a disk. One of the two is set, by the
+// Attachment says where the guest finds a device. One of the two is set, by the
 // kind of device that the VM's disks are.
 type Attachment struct {
 	// PCIPath is the path of a virtio-blk device from the root bus, slots in hex
@@ -126,9 +126,9 @@ type VM interface {
 	// be half gone, and a further call goes on with it.
 	Detach(ctx context.Context, id string) error
 	// AttachNIC hot-plugs a network interface; legal from the first moment. The
-	// guest, which may find it later, knows it by its MAC. On an error nothing
-	// of it stays behind.
-	AttachNIC(ctx context.Context, n NIC) error
+	// guest, which may find it later, knows it by its MAC, and by its place, which
+	// is a PCIPath with every kind of disk. On an error nothing of it stays behind.
+	AttachNIC(ctx context.Context, n NIC) (Attachment, error)
 	// DetachNIC unplugs a network interface and waits until the guest has let go
 	// of it. One that is not attached is no error. After an error it may be
 	// half gone, and a further call goes on with it.

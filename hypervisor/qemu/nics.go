@@ -35,20 +35,21 @@ type nic struct {
 func (n *nic) netdevName() string { return "net-" + n.id }
 
 // AttachNIC implements hypervisor.VM.
-func (m *Machine) AttachNIC(ctx context.Context, want hypervisor.NIC) error {
-	if err := m.attachNIC(ctx, want); err != nil {
-		return fmt.Errorf("attach network interface %q (%s): %w", want.ID, want.MAC, gone(err))
+func (m *Machine) AttachNIC(ctx context.Context, want hypervisor.NIC) (hypervisor.Attachment, error) {
+	n, err := m.attachNIC(ctx, want)
+	if err != nil {
+		return hypervisor.Attachment{}, fmt.Errorf("attach network interface %q (%s): %w", want.ID, want.MAC, gone(err))
 	}
-	return nil
+	return hypervisor.Attachment{PCIPath: n.slot.pciPath()}, nil
 }
 
-func (m *Machine) attachNIC(ctx context.Context, want hypervisor.NIC) error {
+func (m *Machine) attachNIC(ctx context.Context, want hypervisor.NIC) (*nic, error) {
 	if err := checkNIC(want); err != nil {
-		return err
+		return nil, err
 	}
 	n, err := m.reserveNIC(want.ID)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer n.release()
 
@@ -78,8 +79,9 @@ func (m *Machine) attachNIC(ctx context.Context, want hypervisor.NIC) error {
 		if undoErr := m.removeNIC(undo, n); undoErr != nil && !errors.Is(undoErr, qmp.ErrClosed) {
 			err = errors.Join(err, fmt.Errorf("roll back: %w", undoErr))
 		}
+		return nil, err
 	}
-	return err
+	return n, nil
 }
 
 // reserveNIC takes a slot and the ID, and the turn of the NIC.

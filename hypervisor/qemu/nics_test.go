@@ -23,14 +23,16 @@ func testNIC(t *testing.T, id string, last byte, queues int) hypervisor.NIC {
 	return hypervisor.NIC{ID: id, MAC: net.HardwareAddr{2, 0, 0, 0, 0, last}, MTU: 1450, Queues: taps(t, queues)}
 }
 
-func attachNIC(t *testing.T, m *Machine, n hypervisor.NIC) {
+func attachNIC(t *testing.T, m *Machine, n hypervisor.NIC) hypervisor.Attachment {
 	t.Helper()
-	if err := m.AttachNIC(within(t), n); err != nil {
+	at, err := m.AttachNIC(within(t), n)
+	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range n.Queues {
 		f.Close() // QEMU has its own
 	}
+	return at
 }
 
 // placeOf is where QEMU has a device.
@@ -75,16 +77,18 @@ func TestNICsHaveQueuesAndSlotsOfTheirOwn(t *testing.T) {
 		m := start(t, spec)
 		attach(t, m, "disk", true)
 		attachNIC(t, m, testNIC(t, "one", 1, 1))
-		attachNIC(t, m, testNIC(t, "four", 2, 4))
+		if at := attachNIC(t, m, testNIC(t, "four", 2, 4)); at != (hypervisor.Attachment{PCIPath: "08/03"}) {
+			t.Errorf("the guest is to find it at %+v", at)
+		}
 		for name, want := range map[string]string{"virtio-disk": "bridge0 01", "nic-one": "bridge0 02", "nic-four": "bridge0 03"} {
 			if got := placeOf(t, m, name); got != want {
 				t.Errorf("%s is at %s, want %s", name, got, want)
 			}
 		}
-		if err := m.AttachNIC(within(t), testNIC(t, "three", 3, 1)); !errors.Is(err, ErrNoSlot) {
+		if _, err := m.AttachNIC(within(t), testNIC(t, "three", 3, 1)); !errors.Is(err, ErrNoSlot) {
 			t.Errorf("one more than there are slots: %v", err)
 		}
-		if err := m.AttachNIC(within(t), testNIC(t, "one", 1, 1)); !errors.Is(err, ErrNICExists) {
+		if _, err := m.AttachNIC(within(t), testNIC(t, "one", 1, 1)); !errors.Is(err, ErrNICExists) {
 			t.Errorf("the same one: %v", err)
 		}
 		if err := m.DetachNIC(within(t), "nothing"); err != nil {
@@ -122,7 +126,7 @@ func TestAttachNICThatFailsLeavesNothing(t *testing.T) {
 			"a closed descriptor":      change(func(n *hypervisor.NIC) { n.Queues[1].Close() }),
 			"a name with a line break": change(func(n *hypervisor.NIC) { n.ID = "a\nb" }),
 		} {
-			if err := m.AttachNIC(within(t), n); err == nil {
+			if _, err := m.AttachNIC(within(t), n); err == nil {
 				t.Errorf("%s: it is attached", name)
 			}
 			m.mu.Lock()
@@ -135,7 +139,7 @@ func TestAttachNICThatFailsLeavesNothing(t *testing.T) {
 		wantNoNIC(t, m, before)
 		ctx, cancel := context.WithCancel(within(t))
 		cancel()
-		if err := m.AttachNIC(ctx, testNIC(t, "late", 1, 1)); !errors.Is(err, context.Canceled) {
+		if _, err := m.AttachNIC(ctx, testNIC(t, "late", 1, 1)); !errors.Is(err, context.Canceled) {
 			t.Errorf("with a context that has ended: %v", err)
 		}
 		wantNoNIC(t, m, before)

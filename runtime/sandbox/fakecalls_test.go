@@ -38,11 +38,11 @@ func (a *fakeAgent) container(id string) *pb.CreateContainerRequest {
 	return a.containers[id]
 }
 
-func (v *fakeVM) AttachNIC(_ context.Context, n hypervisor.NIC) error {
+func (v *fakeVM) AttachNIC(_ context.Context, n hypervisor.NIC) (hypervisor.Attachment, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.nics = append(v.nics, fmt.Sprintf("%s mtu %d, %d queues", n.MAC, n.MTU, len(n.Queues)))
-	return nil
+	return hypervisor.Attachment{PCIPath: "08/01"}, nil
 }
 
 func (v *fakeVM) DetachNIC(context.Context, string) error { return nil }
@@ -53,7 +53,7 @@ func (a *fakeAgent) UpdateInterface(ctx context.Context, r *pb.UpdateInterfaceRe
 	for _, ip := range i.GetIPAddresses() {
 		addresses = append(addresses, ip.GetAddress()+"/"+ip.GetMask())
 	}
-	return i, a.called(ctx, "UpdateInterface", i.GetName(), i.GetHwAddr(), i.GetMtu(), addresses)
+	return i, a.called(ctx, "UpdateInterface", i.GetName(), i.GetHwAddr(), "at", i.GetDevicePath(), i.GetMtu(), addresses)
 }
 
 func (a *fakeAgent) UpdateRoutes(ctx context.Context, r *pb.UpdateRoutesRequest) (*pb.Routes, error) {

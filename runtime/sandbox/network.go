@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"reflect"
 	"strconv"
@@ -66,14 +67,20 @@ type podNetwork struct {
 
 	turn  chan struct{}
 	told  network.Network // what the guest was told
-	nics  map[int]network.Interface
+	nics  map[int]nic     // by index in the namespace
 	noted map[string]bool // what the log has
+}
+
+// nic is an interface that the VM has.
+type nic struct {
+	mac  net.HardwareAddr
+	path string // where the guest finds it, by PCI
 }
 
 func newPodNetwork(c configs.Config, logger *log.Entry) *podNetwork {
 	return &podNetwork{
 		cfg: c.Network, vcpus: c.Hypervisor.VCPUs, log: logger, plugged: make(chan error, 1),
-		turn: make(chan struct{}, 1), nics: map[int]network.Interface{}, noted: map[string]bool{},
+		turn: make(chan struct{}, 1), nics: map[int]nic{}, noted: map[string]bool{},
 	}
 }
 
@@ -161,21 +168,22 @@ func (n *podNetwork) attach(ctx context.Context, m *machine, scan func() (*netwo
 		had, ok := n.nics[i.Index]
 		switch {
 		case !ok:
-			if err := n.attachOne(ctx, m, i); err != nil {
+			at, err := n.attachOne(ctx, m, i)
+			if err != nil {
 				return err
 			}
-			n.nics[i.Index] = i
-		case !bytes.Equal(had.MAC, i.MAC):
-			return fmt.Errorf("interface %s: its MAC was %s and is %s now, which a running guest cannot follow: %w", i.Name, had.MAC, i.MAC, errdefs.ErrNotImplemented)
+			n.nics[i.Index] = nic{mac: i.MAC, path: at.PCIPath}
+		case !bytes.Equal(had.mac, i.MAC):
+			return fmt.Errorf("interface %s: its MAC was %s and is %s now, which a running guest cannot follow: %w", i.Name, had.mac, i.MAC, errdefs.ErrNotImplemented)
 		}
 	}
 	return nil
 }
 
-func (n *podNetwork) attachOne(ctx context.Context, m *machine, i network.Interface) error {
+func (n *podNetwork) attachOne(ctx context.Context, m *machine, i network.Interface) (hypervisor.Attachment, error) {
 	device, err := n.ns.Connect(i, network.Options{Model: network.Model(n.cfg.Model), Queues: n.queues(), Vhost: n.cfg.VhostNet})
 	if err != nil {
-		return err
+		return hypervisor.Attachment{}, err
 	}
 	defer device.Close() // QEMU has its own descriptors by then
 	if device.NoVhost != "" && !n.noted[device.NoVhost] {
@@ -246,7 +254,7 @@ func (n *podNetwork) tell(ctx context.Context, agent *agentclient.Client, found 
 		if reflect.DeepEqual(known[i.Index], i) {
 			continue
 		}
-		if err := agent.UpdateInterface(ctx, guestInterface(i)); err != nil {
+		if err := agent.UpdateInterface(ctx, guestInterface(i, n.nics[i.Index].path)); err != nil {
 			return fmt.Errorf("interface %s: %w", i.Name, err)
 		}
 		changed = true
@@ -265,8 +273,10 @@ func (n *podNetwork) tell(ctx context.Context, agent *agentclient.Client, found 
 	return nil
 }
 
-func guestInterface(i network.Interface) *pb.Interface {
-	out := &pb.Interface{Device: i.Name, Name: i.Name, Mtu: uint64(i.MTU), HwAddr: i.MAC.String()}
+// guestInterface says it to an agent that knows interfaces by their MAC, as ours
+// does, and to one that waits for a PCI path, as Kata's does.
+func guestInterface(i network.Interface, path string) *pb.Interface {
+	out := &pb.Interface{Device: i.Name, Name: i.Name, Mtu: uint64(i.MTU), HwAddr: i.MAC.String(), DevicePath: path}
 	if i.NoARP {
 		out.RawFlags = unix.IFF_NOARP
 	}

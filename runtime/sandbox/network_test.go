@@ -138,8 +138,8 @@ func TestGuestHasTheNetworkBeforeTheContainer(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantNetwork(t, w,
-		"UpdateInterface eth0 02:00:00:00:00:01 1450 [10.1.0.5/24]",
-		"UpdateInterface net1 02:00:00:00:00:02 1450 [10.2.0.5/24]",
+		"UpdateInterface eth0 02:00:00:00:00:01 at 08/01 1450 [10.1.0.5/24]",
+		"UpdateInterface net1 02:00:00:00:00:02 at 08/01 1450 [10.2.0.5/24]",
 		"UpdateRoutes [ via 10.1.0.1 dev eth0]",
 		"AddARPNeighbors [10.1.0.9 02:00:00:00:00:09 dev eth0]",
 		"CreateSandbox", "CreateContainer c")
@@ -168,7 +168,7 @@ func TestGuestFollowsWhatComesLater(t *testing.T) {
 	}
 	calls := w.networkCalls()
 	started := slices.Index(calls, "StartContainer c")
-	told := slices.Index(calls, "UpdateInterface eth0 02:00:00:00:00:01 1450 [10.1.0.5/24]")
+	told := slices.Index(calls, "UpdateInterface eth0 02:00:00:00:00:01 at 08/01 1450 [10.1.0.5/24]")
 	if told < 0 || started < told {
 		t.Errorf("calls %q", calls)
 	}
@@ -181,7 +181,7 @@ func TestGuestFollowsWhatComesLater(t *testing.T) {
 	}
 	release()
 	calls = w.networkCalls()
-	if want := "UpdateInterface eth0 02:00:00:00:00:01 1450 [10.1.0.5/24 10.1.0.6/24]"; !slices.Contains(calls, want) {
+	if want := "UpdateInterface eth0 02:00:00:00:00:01 at 08/01 1450 [10.1.0.5/24 10.1.0.6/24]"; !slices.Contains(calls, want) {
 		t.Errorf("calls %q, want %q among them", calls, want)
 	}
 }

@@ -43,6 +43,7 @@ part qemu7 qemu7 "qemu.sh" "patchelf"
 part cni cni "cni.sh" "patchelf"
 part protoc protoc "protoc.sh" "patchelf"
 part fio fio "fio.sh" "patchelf"
+part iperf3 iperf3 "iperf3.sh"
 part runc runc "runc.sh" "go patchelf"
 DEFAULT=(go patchelf qemu kernel vhost-device-vsock virtiofsd base buildroot erofs-utils seccomp
 	containerd-2.4.2 containerd-2.3.7 containerd-2.2.9 debs qemu7 cni)

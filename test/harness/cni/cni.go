@@ -238,17 +238,24 @@ func parse(result map[string]any, path string) (Interface, error) {
 	return out, nil
 }
 
+// Do runs f on a thread of the pod: sockets that it opens and programs that it
+// starts are there.
+func (p *Pod) Do(f func() error) error {
+	if p.ns != nil {
+		return inside(p.ns, f)
+	}
+	ns, err := os.Open(p.path)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return inside(ns, f)
+}
+
 // Links are the names of what is in the pod's namespace, and the kinds of what
 // filters frames there.
 func (p *Pod) Links() (names, filters []string, err error) {
-	ns := p.ns
-	if ns == nil {
-		if ns, err = os.Open(p.path); err != nil {
-			return nil, nil, err
-		}
-		defer ns.Close()
-	}
-	err = inside(ns, func() error {
+	err = p.Do(func() error {
 		links, err := netlink.LinkList()
 		if err != nil {
 			return err

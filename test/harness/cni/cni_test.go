@@ -47,7 +47,7 @@ func TestPodHasWhatThePluginsSay(t *testing.T) {
 	// The pod itself answers at its port, and by way of the node's.
 	var conns []io.Closer
 	listening := make(chan error, 1)
-	if err := inside(pod.ns, func() error {
+	if err := pod.Do(func() error {
 		l, err := (&Node{ns: pod.ns}).Listen("tcp", ":80")
 		if err != nil {
 			return err
