@@ -30,6 +30,9 @@ func TestPods(t *testing.T) {
 					t.Run("life", func(t *testing.T) { testPod(t, r, handler) })
 					if *all {
 						t.Run("ten containers", func(t *testing.T) { testMany(t, r, handler, 10) })
+						if handler != realPause {
+							t.Run("streams", func(t *testing.T) { testStreams(t, r, handler) })
+						}
 						t.Run("the VM dies", func(t *testing.T) { testVMDeath(t, r, handler) })
 						t.Run("containerd restarts", func(t *testing.T) { testRestart(t, r, handler) })
 					}
