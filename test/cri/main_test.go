@@ -31,7 +31,7 @@ func handlers(release string) []string {
 	switch {
 	case release == "2.2.9":
 		return []string{podsandbox}
-	case *all:
+	case *all && release == harness.Releases[0]:
 		return []string{podsandbox, sandboxAPI, realPause}
 	}
 	return []string{podsandbox, sandboxAPI}
