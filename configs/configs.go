@@ -107,14 +107,19 @@ type Rootfs struct {
 
 // Mounts configures what becomes of bind mounts.
 type Mounts struct {
-	Bind      string `toml:"bind"`
-	CopyMiB   int    `toml:"copy_mib"`
-	CopyFiles int    `toml:"copy_files"`
-	Virtiofsd string `toml:"virtiofsd"`
+	Bind        string `toml:"bind"`
+	CopyMiB     int    `toml:"copy_mib"`
+	CopyFiles   int    `toml:"copy_files"`
+	Virtiofsd   string `toml:"virtiofsd"`
+	EmptyDir    string `toml:"empty_dir"`
+	EmptyDirMiB int    `toml:"empty_dir_mib"`
 }
 
 // BindVirtioFS is the value of Mounts.Bind that has guests see the host's files.
 const BindVirtioFS = "virtiofs"
+
+// EmptyDirGuest is the value of Mounts.EmptyDir that has emptyDirs live in the guest.
+const EmptyDirGuest = "guest"
 
 // Annotations configures what a pod may say about its own VM.
 type Annotations struct {
@@ -305,6 +310,8 @@ func (c *Config) Validate() error {
 	file("mounts.virtiofsd", c.Mounts.Virtiofsd, false)
 	between("mounts.copy_mib", c.Mounts.CopyMiB, 0, 1<<20)
 	between("mounts.copy_files", c.Mounts.CopyFiles, 0, 1<<20)
+	oneOf("mounts.empty_dir", c.Mounts.EmptyDir, EmptyDirGuest, "bind")
+	between("mounts.empty_dir_mib", c.Mounts.EmptyDirMiB, 64, 1<<20)
 	for _, pattern := range c.Annotations.Allowed {
 		if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
 			bad("annotations.allowed", "%q is no pattern such as \"io.erofsvm.hypervisor.*\"", pattern)

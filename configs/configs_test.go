@@ -80,6 +80,7 @@ func TestBadConfigurationNamesFileLineAndKey(t *testing.T) {
 		{"empty pattern", "[annotations]\nallowed = [\"\"]\n", []string{"annotations.allowed"}},
 		{"mounts", "[mounts]\nbind = \"nfs\"\n", []string{"mounts.bind", "copy, virtiofs"}},
 		{"no daemon", "[mounts]\nvirtiofsd = \"\"\n", []string{"mounts.virtiofsd", "empty"}},
+		{"emptyDirs", "[mounts]\nempty_dir = \"host\"\nempty_dir_mib = 1\n", []string{"mounts.empty_dir:", "guest, bind", "mounts.empty_dir_mib", "64"}},
 		{"two errors at once", "[hypervisor]\nvcpus = 0\nslots = 0\n", []string{"vcpus", "slots"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -129,16 +129,28 @@ func Render(r Release, beside Existing, o Options) ([]byte, error) {
 				beside.Versions, r)
 		}
 	}
+	// A list of the administrator's stays, which ours would replace, and a pull for
+	// a snapshotter that is not in it fails. 2.2 need not be told to pull for the
+	// runtime, and then unpacks once more when a container is made.
+	unpacks := beside.Unpacks == nil || slices.Contains(beside.Unpacks, "erofs")
+	if r.pullsForRuntimes() && !unpacks {
+		return nil, errors.New(`unpack_config in containerd's configuration has no entry for the EROFS snapshotter, so that no image could be pulled for it: add
+
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "erofs"
+  differ = "erofs"`)
+	}
 	data := struct {
 		Options
 		Release                  Release
 		Version                  int
 		Runtime, CRI             string
 		Dmverity, ImagePlatforms bool
-		NoPause                  bool
+		NoPause, UnpackConfig    bool
 	}{
 		Options: o, Release: r, Version: version, Runtime: Runtime, CRI: "io.containerd.cri.v1.runtime",
-		Dmverity: r.knowsDmverity(), ImagePlatforms: !r.pullsForRuntimes(), NoPause: r.leavesPauseAlone(),
+		Dmverity: r.knowsDmverity(), ImagePlatforms: !r.pullsForRuntimes() && unpacks, UnpackConfig: beside.Unpacks == nil, NoPause: r.leavesPauseAlone(),
 	}
 	if version == 2 {
 		data.CRI = "io.containerd.grpc.v1.cri"
@@ -173,9 +185,21 @@ version = {{.Version}}
 {{- if .ImagePlatforms}}
 
 # Images are pulled into the snapshotter of the runtime; later releases know it
-# from the section above.
+# from the section above, and how to unpack for it by themselves.
 [plugins."io.containerd.cri.v1.images".runtime_platforms.{{quote .Handler}}]
   snapshotter = "erofs"
+{{- if .UnpackConfig}}
+
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "overlayfs"
+  differ = "walking"
+
+[[plugins."io.containerd.transfer.v1.local".unpack_config]]
+  platform = "linux/amd64"
+  snapshotter = "erofs"
+  differ = "erofs"
+{{- end}}
 {{- end}}
 
 [plugins."io.containerd.snapshotter.v1.erofs"]

@@ -34,12 +34,14 @@ func TestRenderedFilesAreThoseOfTheGoldenOnes(t *testing.T) {
 		beside  Existing
 		options Options
 	}{
-		"2.2-beside-v2": {Release{2, 2}, in(2), Default()},
-		"2.2-beside-v3": {Release{2, 2}, in(3), Default()},
-		"2.3":           {Release{2, 3}, in(2, 3), Default()},
-		"2.3-shim":      {Release{2, 3}, in(), shim},
-		"2.4":           {Release{2, 4}, in(), Default()},
-		"2.4-all":       {Release{2, 4}, in(4), all},
+		"2.2-beside-v2":     {Release{2, 2}, in(2), Default()},
+		"2.2-beside-v3":     {Release{2, 2}, in(3), Default()},
+		"2.2-own-unpack":    {Release{2, 2}, Existing{Found: true, Versions: []int{3}, Unpacks: []string{"overlayfs"}}, Default()},
+		"2.2-unpacks-erofs": {Release{2, 2}, Existing{Found: true, Versions: []int{3}, Unpacks: []string{"overlayfs", "erofs"}}, Default()},
+		"2.3":               {Release{2, 3}, in(2, 3), Default()},
+		"2.3-shim":          {Release{2, 3}, in(), shim},
+		"2.4":               {Release{2, 4}, in(), Default()},
+		"2.4-all":           {Release{2, 4}, in(4), all},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := Render(tc.release, tc.beside, tc.options)
@@ -109,6 +111,17 @@ func TestWhatContainerdWouldMixUpIsRefused(t *testing.T) {
 		if _, err := Render(tc.release, tc.beside, Default()); (err == nil) != tc.ok {
 			t.Errorf("%s beside version %v: %v", tc.release, tc.beside.Versions, err)
 		}
+	}
+}
+
+func TestAListOfTheAdministratorsThatLacksEROFSIsSaid(t *testing.T) {
+	own := Existing{Found: true, Versions: []int{3}, Unpacks: []string{"overlayfs"}}
+	if _, err := Render(Release{2, 4}, own, Default()); err == nil || !strings.Contains(err.Error(), "unpack_config") {
+		t.Errorf("%v", err)
+	}
+	own.Unpacks = append(own.Unpacks, "erofs")
+	if _, err := Render(Release{2, 4}, own, Default()); err != nil {
+		t.Error(err)
 	}
 }
 
@@ -215,19 +228,22 @@ func TestImportsAreFoundAsContainerdFindsThem(t *testing.T) {
 		"no file":              {tree{}, Existing{}},
 		"no file but a folder": {tree{"/etc/containerd/conf.d/x.toml": "version = 3"}, Existing{}},
 		"no import":            {tree{mainFile: "version = 2"}, Existing{Found: true, Versions: []int{2}}},
-		"the folder":           {tree{mainFile: "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']"}, Existing{true, true, []int{3}}},
-		"relative":             {tree{mainFile: "version = 3\nimports = ['conf.d/*.toml']"}, Existing{true, true, []int{3}}},
-		"by name":              {tree{mainFile: "version = 3\nimports = ['/etc/containerd/./conf.d/erofsvm.toml']"}, Existing{true, true, []int{3}}},
-		"another folder":       {tree{mainFile: "version = 3\nimports = ['/etc/containerd/other.d/*.toml']"}, Existing{true, false, []int{3}}},
-		"another name":         {tree{mainFile: "version = 3\nimports = ['conf.d/99-*.toml']"}, Existing{true, false, []int{3}}},
-		"no pattern":           {tree{mainFile: "version = 3\nimports = ['conf.d/erofsvm?toml']", "/etc/containerd/conf.d/erofsvm?toml": ""}, Existing{true, false, []int{0, 3}}},
+		"the folder":           {tree{mainFile: "version = 3\nimports = ['/etc/containerd/conf.d/*.toml']"}, Existing{true, true, []int{3}, nil}},
+		"relative":             {tree{mainFile: "version = 3\nimports = ['conf.d/*.toml']"}, Existing{true, true, []int{3}, nil}},
+		"by name":              {tree{mainFile: "version = 3\nimports = ['/etc/containerd/./conf.d/erofsvm.toml']"}, Existing{true, true, []int{3}, nil}},
+		"another folder":       {tree{mainFile: "version = 3\nimports = ['/etc/containerd/other.d/*.toml']"}, Existing{true, false, []int{3}, nil}},
+		"another name":         {tree{mainFile: "version = 3\nimports = ['conf.d/99-*.toml']"}, Existing{true, false, []int{3}, nil}},
+		"no pattern":           {tree{mainFile: "version = 3\nimports = ['conf.d/erofsvm?toml']", "/etc/containerd/conf.d/erofsvm?toml": ""}, Existing{true, false, []int{0, 3}, nil}},
 		"through another": {tree{
 			mainFile: "version = 3\nimports = ['/etc/a.toml']", "/etc/a.toml": "version = 2\nimports = ['containerd/conf.d/*.toml']",
-		}, Existing{true, true, []int{2, 3}}},
-		"in a circle": {tree{mainFile: "version = 3\nimports = ['config.toml', '*.toml']"}, Existing{true, false, []int{3}}},
+		}, Existing{true, true, []int{2, 3}, nil}},
+		"unpacks": {tree{
+			mainFile: "version = 3\nimports = ['conf.d/*.toml']", "/etc/containerd/conf.d/a.toml": "version = 3\n[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nsnapshotter = 'x'",
+		}, Existing{true, true, []int{3}, []string{"x"}}},
+		"in a circle": {tree{mainFile: "version = 3\nimports = ['config.toml', '*.toml']"}, Existing{true, false, []int{3}, nil}},
 		"ours is there": {tree{
 			mainFile: "version = 2\nimports = ['conf.d/*.toml']", ours: "version = 4",
-		}, Existing{true, true, []int{2}}},
+		}, Existing{true, true, []int{2}, nil}},
 	} {
 		got, err := Look(tc.files, mainFile, ours)
 		if err != nil || !reflect.DeepEqual(got, tc.want) {

@@ -35,6 +35,10 @@ func Effect(before, after []byte, o Options) error {
 		// Of files that were merged.
 		"imports", "version",
 	}
+	// Nobody's before; what an administrator has there is not replaced.
+	if unpack := key("plugins", "io.containerd.transfer.v1.local", "unpack_config"); was[unpack] == "" {
+		mine = append(mine, unpack)
+	}
 	// Also those under another name, of a drop-in before this one.
 	for k, v := range both(was, is) {
 		if handler, ok := strings.CutSuffix(k, separator+"runtime_type"); ok && v == Runtime {

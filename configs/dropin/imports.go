@@ -26,6 +26,10 @@ type Existing struct {
 	// Versions are those of all files, ascending, each once, but for the file
 	// that is asked for.
 	Versions []int
+	// Unpacks are the snapshotters for which they say how images are unpacked
+	// (unpack_config of the transfer service), nil if they leave that to
+	// containerd.
+	Unpacks []string
 }
 
 // Files is a file system by absolute paths.
@@ -63,6 +67,13 @@ func Look(files Files, main, file string) (Existing, error) {
 		var head struct {
 			Version int      `toml:"version"`
 			Imports []string `toml:"imports"`
+			Plugins struct {
+				Transfer struct {
+					Unpacks []struct {
+						Snapshotter string `toml:"snapshotter"`
+					} `toml:"unpack_config"`
+				} `toml:"io.containerd.transfer.v1.local"`
+			} `toml:"plugins"`
 		}
 		if err := toml.Unmarshal(data, &head); err != nil {
 			return e, fmt.Errorf("configuration of containerd: %s: %w", at, err)
@@ -70,6 +81,9 @@ func Look(files Files, main, file string) (Existing, error) {
 		if !slices.Contains(e.Versions, head.Version) {
 			e.Versions = append(e.Versions, head.Version)
 			slices.Sort(e.Versions)
+		}
+		for _, u := range head.Plugins.Transfer.Unpacks {
+			e.Unpacks = append(e.Unpacks, u.Snapshotter)
 		}
 		for _, pattern := range head.Imports {
 			pattern = path.Clean(pattern)

@@ -50,7 +50,8 @@ func (r Release) migratesEachFile() bool { return r.Minor >= 3 }
 func (r Release) knowsDmverity() bool { return r.Minor >= 3 }
 
 // pullsForRuntimes: images are pulled into the snapshotter that the section of a
-// runtime names (UpdateRuntimeSnapshotter in internal/cri/server/images).
+// runtime names (UpdateRuntimeSnapshotter in internal/cri/server/images), and
+// unpacked for EROFS by default (plugins/transfer/plugin_defaults_linux.go).
 func (r Release) pullsForRuntimes() bool { return r.Minor >= 3 }
 
 // sandboxShims: a pod's sandbox can be made by the shim (docs/pods.md).

@@ -90,6 +90,7 @@ func Check(ctx context.Context, h Host) Report {
 		h.architecture(),
 		h.kvm(),
 		h.vsock(),
+		h.tun(),
 		h.erofs(),
 		h.program(ctx, "qemu", h.Config.Hypervisor.Path, version{7, 2}, "install qemu-system-x86"),
 		h.program(ctx, "mkfs.erofs", h.Config.Rootfs.MkfsErofs, version{1, 9, 3}, "install erofs-utils 1.9.3 or newer; before, it merges layers wrongly"),
@@ -148,6 +149,21 @@ func (h Host) vsock() Finding {
 		f.OK, f.Detail = true, daemon
 	default:
 		f.Detail = fmt.Sprintf("neither %s (modprobe vhost_vsock) nor the program %s, with vsock.backend = %q", vsockDevice, h.Config.Vsock.DevicePath, backend)
+	}
+	return f
+}
+
+// tunDevice is the kernel's (Documentation/networking/tuntap.rst).
+const tunDevice = "/dev/net/tun"
+
+// tun: without it no VM has an interface.
+func (h Host) tun() Finding {
+	if h.Config.Network.Model != "tap" {
+		return Finding{}
+	}
+	f := Finding{Name: "tun", Kind: Need, OK: true, Detail: tunDevice}
+	if _, err := h.Root.Stat(tunDevice); err != nil {
+		f.OK, f.Detail = false, fmt.Sprintf("no %s, with network.model = \"tap\": modprobe tun", tunDevice)
 	}
 	return f
 }

@@ -68,12 +68,12 @@ func TestACompleteHostIsReady(t *testing.T) {
 	r := Check(t.Context(), host(t, complete()))
 	for _, f := range r.Findings {
 		// What is the kernel's is not the test's to give.
-		if !f.OK && f.Name != "kvm" && f.Name != "erofs" && f.Name != "architecture" {
+		if !f.OK && !slices.Contains([]string{"architecture", "kvm", "tun", "erofs"}, f.Name) {
 			t.Errorf("%s: %s", f.Name, f.Detail)
 		}
 	}
-	if erofs := find(t, r, "erofs").OK; r.Ready != erofs || r.Fit != erofs {
-		t.Errorf("ready %v, fit %v on a kernel with EROFS: %v", r.Ready, r.Fit, erofs)
+	if want := find(t, r, "architecture").OK && find(t, r, "tun").OK && find(t, r, "erofs").OK; r.Ready != want || r.Fit != want {
+		t.Errorf("ready %v, fit %v on a kernel that has all: %v", r.Ready, r.Fit, want)
 	}
 	if r.Labels[LabelReady] == "" || r.Labels[LabelKVM] == "" || len(r.Labels) != 2 {
 		t.Errorf("labels %v", r.Labels)
@@ -130,6 +130,21 @@ func TestOneWayToTheGuestIsEnough(t *testing.T) {
 	delete(programs, "vhost-device-vsock")
 	if f := host(t, programs).vsock(); f.OK != kernel || !kernel && !strings.Contains(f.Detail, "modprobe vhost_vsock") {
 		t.Errorf("without the daemon: %+v", f)
+	}
+}
+
+func TestAHostWithoutTunHasNoTaps(t *testing.T) {
+	empty, err := hostroot.New(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := Host{Root: empty, Config: configs.Default()}
+	if f := h.tun(); f.OK || f.Kind != Need || !strings.Contains(f.Detail, "modprobe tun") {
+		t.Errorf("%+v", f)
+	}
+	h.Config.Network.Model = "none"
+	if f := h.tun(); f.Name != "" {
+		t.Errorf("without a network: %+v", f)
 	}
 }
 

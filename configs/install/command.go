@@ -96,6 +96,7 @@ missing, and does not overwrite what others wrote or changed.`,
 	set.StringVar(&o.ShareDir, "share-dir", o.ShareDir, "where the guest image goes, on the host")
 	set.StringVar(&config, "configuration", "", "file of this process's to install as "+configs.DefaultPath)
 	set.StringVar(&o.Main, "containerd-config", o.Main, "main file of containerd's configuration, on the host")
+	set.StringVar(&o.DropinDir, "dropin-dir", "", "where the file for containerd goes, on the host (default conf.d beside the main file)")
 	set.StringVar(&o.Containerd, "containerd", o.Containerd, "containerd, a name in PATH or a path on the host; empty to not run it")
 	set.StringVar(&release, "containerd-version", "", "version of containerd, such as 2.4.2 (default what it says itself)")
 	set.StringVar(&o.Dropin.Handler, "handler", o.Dropin.Handler, "name of the runtime for Kubernetes")

@@ -56,6 +56,21 @@ func TestTheCommandsTellWhatTheyChange(t *testing.T) {
 	}
 }
 
+func TestTheDropinGoesWhereItIsImportedFrom(t *testing.T) {
+	b := newBed(t, map[string]string{"opt/k/config.toml": "version = 3\nimports = [\"/opt/k/more.d/*.toml\"]\n"})
+	args := append(withoutContainerd, "--containerd-config", "/opt/k/config.toml")
+	if _, err := b.cli(args...); err == nil || !strings.Contains(err.Error(), "/opt/k/conf.d/*.toml") {
+		t.Errorf("beside the file: %v", err)
+	}
+	if _, err := b.cli(append(args, "--dropin-dir", "/opt/k/more.d")...); err != nil {
+		t.Fatal(err)
+	}
+	b.read("opt/k/more.d/erofsvm.toml")
+	if _, err := b.cli(append(args, "--dropin-dir", "more.d")...); err == nil {
+		t.Error("a relative directory was taken")
+	}
+}
+
 func TestAConfigurationIsReadFromAFile(t *testing.T) {
 	b := newBed(t, map[string]string{"etc/containerd/config.toml": mainWithImport})
 	name := filepath.Join(t.TempDir(), "c.toml")

@@ -40,9 +40,9 @@ root = %q
 state = %q
 imports = ["conf.d/*.toml"]
 # They would touch the host outside of the test, or want devices.
-disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart", "io.containerd.nri.v1.nri",
+disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.restart",
   "io.containerd.snapshotter.v1.blockfile", "io.containerd.snapshotter.v1.btrfs", "io.containerd.snapshotter.v1.devmapper",
-  "io.containerd.snapshotter.v1.zfs", "io.containerd.monitor.task.v1.cgroups", "io.containerd.grpc.v1.cri"]
+  "io.containerd.snapshotter.v1.zfs", "io.containerd.monitor.task.v1.cgroups"]
 %s
 [plugins.%q.containerd]
   default_runtime_name = "theirs"
@@ -52,7 +52,30 @@ disabled_plugins = ["io.containerd.internal.v1.opt", "io.containerd.internal.v1.
       SystemdCgroup = true
 [plugins."io.containerd.differ.v1.erofs"]
   enable_tar_index = true
-`, version, filepath.Join(dir, "root"), filepath.Join(dir, "state"), socketOf(version, filepath.Join(dir, "sock")), criOf(version))
+[plugins."io.containerd.nri.v1.nri"]
+  disable = true
+[plugins."io.containerd.image-verifier.v1.bindir"]
+  bin_dir = %[6]q
+%[7]s
+`, version, filepath.Join(dir, "root"), filepath.Join(dir, "state"), socketOf(version, filepath.Join(dir, "sock")), criOf(version),
+		filepath.Join(dir, "verifiers"), criSettings(version, dir))
+}
+
+// criSettings keep the CRI's files in a directory. A file in version 2 is never
+// started with.
+func criSettings(version int, dir string) string {
+	if version == 2 {
+		return ""
+	}
+	return fmt.Sprintf(`[plugins."io.containerd.cri.v1.runtime"]
+  netns_mounts_under_state_dir = true
+  disable_apparmor = true
+[plugins."io.containerd.cri.v1.runtime".cni]
+  bin_dirs = [%q]
+  conf_dir = %[1]q
+[plugins."io.containerd.grpc.v1.cri"]
+  stream_server_address = "127.0.0.1"
+  stream_server_port = "0"`, filepath.Join(dir, "cni"))
 }
 
 // socketOf is where a version of the format has the socket.
@@ -224,6 +247,7 @@ func TestEachContainerdStartsWithTheDropin(t *testing.T) {
 			report := hostcheck.Check(t.Context(), hostcheck.Host{
 				Root: root, Config: configs.Default(), Shim: dropin.Shim, Containerd: "containerd", Socket: filepath.Join(filepath.Dir(state), "sock"),
 			})
+			pullForPods(t, filepath.Join(filepath.Dir(state), "sock"))
 			i := slices.IndexFunc(report.Findings, func(f hostcheck.Finding) bool { return f.Name == "plugins" })
 			if i < 0 || !report.Findings[i].OK {
 				t.Errorf("%+v", report.Findings)

@@ -11,6 +11,7 @@ package install
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -47,8 +48,9 @@ type Options struct {
 	// Config is the text of the runtime's configuration, "" for one that sets
 	// nothing.
 	Config string
-	// Main is the main file of containerd's configuration.
-	Main string
+	// Main is the main file of containerd's configuration, and DropinDir the
+	// directory for ours, "" for conf.d beside it.
+	Main, DropinDir string
 	// Containerd is its program, and Release what it says of itself. Without the
 	// program the effect of the drop-in is not tried.
 	Containerd string
@@ -133,13 +135,13 @@ func (i *Installer) Install(ctx context.Context, o Options) (result Result, err 
 // files are what is to be there, in the order in which it is written: containerd's
 // drop-in last, when all that it promises is in place.
 func (i *Installer) files(o Options, had manifest) ([]file, error) {
-	for what, dir := range map[string]string{"programs": o.BinDir, "guest image": o.ShareDir, "containerd's configuration": o.Main} {
+	for what, dir := range map[string]string{"programs": o.BinDir, "guest image": o.ShareDir, "containerd's configuration": o.Main, "drop-in": cmp.Or(o.DropinDir, "/")} {
 		if !path.IsAbs(dir) || path.Clean(dir) != dir {
 			return nil, fmt.Errorf("path for the %s: %q is not absolute and clean", what, dir)
 		}
 	}
 	shim := path.Join(o.BinDir, dropin.Shim)
-	drop := path.Join(path.Dir(o.Main), "conf.d", dropinName)
+	drop := path.Join(cmp.Or(o.DropinDir, path.Join(path.Dir(o.Main), "conf.d")), dropinName)
 	main, beside, err := i.mainFile(o, had, drop)
 	if err != nil {
 		return nil, err

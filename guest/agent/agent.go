@@ -79,15 +79,14 @@ func Run(began time.Time) error {
 	}
 	ready := make(chan struct{})
 	demand := boot.NewDemand(layout.ModuleDir, modules)
-	containers := container.NewManager(
-		container.Dirs{Base: storage.Base, State: stateDir},
-		storageSystem(demand, log))
+	system := storageSystem(demand, log)
+	containers := container.NewManager(container.Dirs{Base: storage.Base, State: stateDir}, system)
 	copies := filepath.Join(storage.Base, container.Copies)
 	sockets := files.NewSockets(copies)
 	containers.OnRemoval(sockets.Close)
 	calls, err := server.New(server.Config{
 		Containers: containers,
-		Sandbox:    &server.Sandbox{Base: storage.Base},
+		Sandbox:    &server.Sandbox{Base: storage.Base, System: system},
 		Network:    network.New(demand),
 		Log:        log,
 		Ready:      ready,

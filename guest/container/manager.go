@@ -57,8 +57,9 @@ type Steps struct {
 
 // Create mounts the root filesystem of a new container and starts its first
 // process as far as Start; with podPID in the pid namespace that the containers
-// of the pod share. On an error nothing is left.
-func (m *Manager) Create(ctx context.Context, id string, storages []*pb.Storage, spec *pb.Spec, podPID bool) (Steps, error) {
+// of the pod share. devices are disks that are block devices of the specification.
+// On an error nothing is left.
+func (m *Manager) Create(ctx context.Context, id string, storages []*pb.Storage, devices []*pb.Device, spec *pb.Spec, podPID bool) (Steps, error) {
 	if err := storage.CheckID(id); err != nil {
 		return Steps{}, err
 	}
@@ -73,7 +74,7 @@ func (m *Manager) Create(ctx context.Context, id string, storages []*pb.Storage,
 		return Steps{}, err
 	}
 	begun := time.Now()
-	if err := c.create(ctx, m.dirs, storages, spec, m.system); err != nil {
+	if err := c.create(ctx, m.dirs, storages, devices, spec, m.system); err != nil {
 		m.forget(id)
 		return Steps{}, err
 	}

@@ -37,7 +37,6 @@ const defaultCreate = time.Minute
 func (a *agent) CreateContainer(ctx context.Context, r *pb.CreateContainerRequest) (*emptypb.Empty, error) {
 	var u unsupported
 	u.check("string_user", r.GetStringUser() != nil)
-	u.check("devices", len(r.GetDevices()) > 0)
 	u.check("shared_mounts", len(r.GetSharedMounts()) > 0)
 	u.check("stdin_port", r.GetStdinPort() != 0)
 	u.check("stdout_port", r.GetStdoutPort() != 0)
@@ -56,7 +55,15 @@ func (a *agent) CreateContainer(ctx context.Context, r *pb.CreateContainerReques
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for the modules of the guest: %w", ctx.Err())
 	}
-	steps, err := a.containers.Create(ctx, r.GetContainerId(), r.GetStorages(), r.GetOCI(), r.GetSandboxPidns())
+	own, ofPod := ownAndShared(r.GetStorages())
+	shared, err := a.sandbox.parseShared(ofPod)
+	if err == nil {
+		err = a.sandbox.mount(ctx, shared)
+	}
+	if err != nil {
+		return nil, err
+	}
+	steps, err := a.containers.Create(ctx, r.GetContainerId(), own, r.GetDevices(), r.GetOCI(), r.GetSandboxPidns())
 	if err != nil {
 		return nil, err
 	}

@@ -23,10 +23,12 @@ import (
 type Sandbox struct {
 	// Base is the directory below which files of the pod go.
 	Base string
+	// System is what its storages are mounted with.
+	System storage.System
 
 	mu      sync.Mutex
 	created bool
-	shared  []storage.Memory // what is mounted
+	volumes map[string]*volume // by where they are mounted
 }
 
 // hostname is a name by RFC 1123, no longer than the kernel takes.
@@ -51,7 +53,7 @@ func (a *agent) CreateSandbox(ctx context.Context, r *pb.CreateSandboxRequest) (
 			return nil, err
 		}
 	}
-	shared, err := sharedMemory(a.sandbox.Base, r.GetStorages())
+	shared, err := a.sandbox.parseShared(r.GetStorages())
 	if err != nil {
 		return nil, err
 	}
@@ -60,10 +62,10 @@ func (a *agent) CreateSandbox(ctx context.Context, r *pb.CreateSandboxRequest) (
 			return nil, err
 		}
 	}
-	return empty, a.sandbox.create(r.GetHostname(), r.GetDns(), shared)
+	return empty, a.sandbox.create(ctx, r.GetHostname(), r.GetDns(), shared)
 }
 
-func (s *Sandbox) create(name string, dns []string, shared []storage.Memory) error {
+func (s *Sandbox) create(ctx context.Context, name string, dns []string, shared []storage.Shared) (err error) {
 	resolv, err := resolvConf(dns)
 	if err != nil {
 		return err
@@ -71,11 +73,15 @@ func (s *Sandbox) create(name string, dns []string, shared []storage.Memory) err
 	if name != "" && !hostname().MatchString(name) {
 		return fmt.Errorf("hostname %.80q: %w", name, errdefs.ErrInvalidArgument)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.created {
+	if !s.claim() {
 		return fmt.Errorf("the sandbox: %w", errdefs.ErrAlreadyExists)
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.unmount(ctx))
+			s.release()
+		}
+	}()
 	if name != "" {
 		if err := unix.Sethostname([]byte(name)); err != nil {
 			return fmt.Errorf("set hostname %s: %w", name, err)
@@ -90,41 +96,22 @@ func (s *Sandbox) create(name string, dns []string, shared []storage.Memory) err
 			return err
 		}
 	}
-	for _, m := range shared {
-		if err := m.Mount(); err != nil {
-			return errors.Join(err, s.unmount())
-		}
-		s.shared = append(s.shared, m)
-	}
+	return s.mount(ctx, shared)
+}
+
+// claim says that there is a sandbox, unless there is one.
+func (s *Sandbox) claim() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	had := s.created
 	s.created = true
-	return nil
+	return !had
 }
 
-// unmount takes the shared storages away; s.mu is held.
-func (s *Sandbox) unmount() error {
-	for len(s.shared) > 0 {
-		last := len(s.shared) - 1
-		if err := s.shared[last].Unmount(); err != nil {
-			return err
-		}
-		s.shared = s.shared[:last]
-	}
-	return nil
-}
-
-// sharedMemory reads the storages that the containers of a pod have in common:
-// filesystems in memory, each with a name of its own below the sandbox's
-// directory.
-func sharedMemory(base string, storages []*pb.Storage) ([]storage.Memory, error) {
-	var all []storage.Memory
-	for _, s := range storages {
-		m, err := storage.ParseMemory(filepath.Join(base, "sandbox"), s)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, m)
-	}
-	return all, nil
+func (s *Sandbox) release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.created = false
 }
 
 // resolvConf joins the lines of a resolv.conf(5).
@@ -140,16 +127,14 @@ func resolvConf(lines []string) ([]byte, error) {
 	return []byte(strings.Join(lines, "\n") + "\n"), nil
 }
 
-func (a *agent) DestroySandbox(context.Context, *pb.DestroySandboxRequest) (*emptypb.Empty, error) {
+func (a *agent) DestroySandbox(ctx context.Context, _ *pb.DestroySandboxRequest) (*emptypb.Empty, error) {
 	if n := a.containers.Len(); n > 0 {
 		return nil, fmt.Errorf("%d containers are left in the sandbox: %w", n, errdefs.ErrFailedPrecondition)
 	}
-	a.sandbox.mu.Lock()
-	defer a.sandbox.mu.Unlock()
-	if err := a.sandbox.unmount(); err != nil {
+	if err := a.sandbox.unmount(ctx); err != nil {
 		return nil, err
 	}
-	a.sandbox.created = false
+	a.sandbox.release()
 	return empty, os.RemoveAll(filepath.Join(a.sandbox.Base, "sandbox"))
 }
 

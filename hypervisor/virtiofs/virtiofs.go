@@ -122,9 +122,10 @@ func argv(dir string) []string {
 		"--sandbox=namespace", "--seccomp=kill",
 		// Nobody makes a device of the host out of a directory.
 		"--modcaps=-mknod",
-		// Descriptors, and not handles, which are for who may open all files of a
-		// filesystem (CAP_DAC_READ_SEARCH). child has raised their number.
-		"--inode-file-handles=never", "--rlimit-nofile=0",
+		// A descriptor for each file that the guest knows, and not a handle, which is
+		// for who may open all files of a filesystem (CAP_DAC_READ_SEARCH). It raises
+		// its limit of them by itself, to a million or to what it may have.
+		"--inode-file-handles=never",
 		// What a bind mount has.
 		"--xattr", "--posix-acl",
 		"--log-level=warn",

@@ -214,6 +214,9 @@ func TestADaemonEndsWithItsConnectionOrByClose(t *testing.T) {
 			if len(inside) == 0 {
 				t.Fatal("the daemon has no process in a sandbox")
 			}
+			if limit := openFiles(t, inside[0]); limit < 100_000 && limit < hardLimit(t) {
+				t.Errorf("the daemon may open %d files", limit)
+			}
 			if err := end(d); err != nil {
 				t.Fatal(err)
 			}
@@ -249,6 +252,25 @@ func answers(t *testing.T, d *Daemon) {
 	if n, err := f.Read(answer); err != nil || n != len(answer) || answer[0] != 1 {
 		t.Fatalf("%v, %d bytes: %v%s", answer, n, err, d.Says())
 	}
+}
+
+// openFiles is how many files a process may open.
+func openFiles(t *testing.T, pid int) uint64 {
+	t.Helper()
+	var limit unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_NOFILE, nil, &limit); err != nil {
+		t.Fatal(err)
+	}
+	return limit.Cur
+}
+
+func hardLimit(t *testing.T) uint64 {
+	t.Helper()
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	return limit.Max
 }
 
 func children(t *testing.T, pid int) []int {

@@ -54,6 +54,12 @@ func TestAllowedAnnotationsSetTheirKeys(t *testing.T) {
 			c.Hypervisor.Accelerator, c.Hypervisor.AIO, c.Hypervisor.BlockDriver = "kvm", "io_uring", "virtio-scsi"
 			c.Rootfs.Layers, c.Rootfs.MemoryUpperMiB = "partition", 0
 		}},
+		{"Kata's network", map[string]string{
+			"io.katacontainers.config.runtime.internetworking_model": "macvtap", "io.katacontainers.config.hypervisor.disable_vhost_net": "true",
+		}, func(c *configs.Config) { c.Network.Model, c.Network.VhostNet = "macvtap", false }},
+		{"Kata's name for the usual network", map[string]string{
+			"io.katacontainers.config.runtime.internetworking_model": "tcfilter", "io.katacontainers.config.hypervisor.disable_vhost_net": "false",
+		}, func(*configs.Config) {}},
 		{"twice the same", map[string]string{
 			"io.katacontainers.config.hypervisor.default_memory": "1024", "io.erofsvm.hypervisor.memory_mib": "1024",
 		}, func(c *configs.Config) { c.Hypervisor.MemoryMiB = 1024 }},
@@ -109,6 +115,9 @@ func TestAnAnnotationThatIsNotHonouredFailsThePodWithItsName(t *testing.T) {
 		{"less at most than to begin with", "io.erofsvm.hypervisor.max_memory_mib", "256", []string{"between 512 and 16384"}},
 		{"value that is none", "io.katacontainers.config.hypervisor.block_device_aio", "native", []string{"hypervisor.aio", "threads, io_uring"}},
 		{"machine", "io.katacontainers.config.hypervisor.machine_type", "microvm", []string{"hypervisor.machine", "q35"}},
+		{"network", "io.erofsvm.network.model", "tcfilter", []string{"network.model", "macvtap"}},
+		{"network of Kata's alone", "io.katacontainers.config.runtime.internetworking_model", "l3forwarding", []string{"tcfilter, macvtap"}},
+		{"neither true nor false", "io.katacontainers.config.hypervisor.disable_vhost_net", "maybe", []string{"network.vhost_net"}},
 		{"slots", "io.erofsvm.hypervisor.slots", "513", []string{"between 2 and 512"}},
 		{"newline", "io.erofsvm.guest.kernel_params", "a\nb", []string{"ASCII"}},
 		{"too long", "io.erofsvm.guest.kernel_params", strings.Repeat("x", 2000), []string{"1024", "…"}},
@@ -202,6 +211,15 @@ func TestWhatAVMBeginsWithAndCanBecomeAreCheckedTogether(t *testing.T) {
 	}
 }
 
+func TestAPodCannotBringTheHostsKernelIn(t *testing.T) {
+	c := everything()
+	c.Network.VhostNet = false
+	got, err := Apply(c, most, map[string]string{"io.katacontainers.config.hypervisor.disable_vhost_net": "false"})
+	if err != nil || got.Network.VhostNet {
+		t.Errorf("vhost-net is %v, %v", got.Network.VhostNet, err)
+	}
+}
+
 func FuzzApply(f *testing.F) {
 	for _, r := range table {
 		f.Add(r.name, "1", "io.erofsvm.guest.kernel_params", "a b")
@@ -229,6 +247,7 @@ func FuzzApply(f *testing.F) {
 		// What no annotation may touch.
 		got.Hypervisor, got.Guest.KernelParams, got.Rootfs.Layers, got.Rootfs.MemoryUpperMiB =
 			before.Hypervisor, before.Guest.KernelParams, before.Rootfs.Layers, before.Rootfs.MemoryUpperMiB
+		got.Network.Model, got.Network.VhostNet = before.Network.Model, before.Network.VhostNet
 		if !reflect.DeepEqual(got, before) {
 			t.Fatalf("%q changed more than a pod may: %+v", pod, got)
 		}

@@ -53,6 +53,9 @@ var table = []row{
 	{kata + ".hypervisor.block_device_aio", "hypervisor.aio", setAIO},
 	{own + "guest.kernel_params", "guest.kernel_params", addKernelParams},
 	{kata + ".hypervisor.kernel_params", "guest.kernel_params", addKernelParams},
+	{own + "network.model", "network.model", setNetworkModel},
+	{kata + ".runtime.internetworking_model", "network.model", setKataNetworkModel},
+	{kata + ".hypervisor.disable_vhost_net", "network.vhost_net", disableVhostNet},
 	{own + "rootfs.layers", "rootfs.layers", setLayers},
 	{own + "rootfs.memory_upper_mib", "rootfs.memory_upper_mib", setMemoryUpper},
 }
@@ -131,8 +134,36 @@ func setAIO(s *state, value string) error {
 	return nil
 }
 
+func setNetworkModel(s *state, value string) error {
+	s.config.Network.Model = value
+	return nil
+}
+
 func setLayers(s *state, value string) error {
 	s.config.Rootfs.Layers = value
+	return nil
+}
+
+// setKataNetworkModel: what Kata calls tcfilter is called tap here.
+func setKataNetworkModel(s *state, value string) error {
+	switch value {
+	case "tcfilter":
+		value = "tap"
+	case "macvtap", "none":
+	default:
+		return errors.New("want tcfilter, macvtap or none")
+	}
+	return setNetworkModel(s, value)
+}
+
+// disableVhostNet can keep the host's kernel out of a pod's network, and not bring
+// it in.
+func disableVhostNet(s *state, value string) error {
+	disable, err := strconv.ParseBool(value)
+	if err != nil {
+		return errors.New("want true or false")
+	}
+	s.config.Network.VhostNet = s.config.Network.VhostNet && !disable
 	return nil
 }
 

@@ -53,7 +53,7 @@ func TestEveryAnnotationIsInTheDocumentation(t *testing.T) {
 var samples = map[string]string{
 	"hypervisor.vcpus": "2", "hypervisor.memory_mib": "640", "hypervisor.max_vcpus": "3", "hypervisor.max_memory_mib": "700",
 	"hypervisor.accelerator": "tcg", "hypervisor.slots": "64", "hypervisor.block_driver": "virtio-scsi", "hypervisor.aio": "io_uring",
-	"hypervisor.machine": "q35", "guest.kernel_params": "sample=1", "rootfs.layers": "merge", "rootfs.memory_upper_mib": "5",
+	"hypervisor.machine": "q35", "network.model": "macvtap", "network.vhost_net": "true", "guest.kernel_params": "sample=1", "rootfs.layers": "merge", "rootfs.memory_upper_mib": "5",
 }
 
 func TestAnAnnotationSetsTheKeyThatItSaysAndNoOther(t *testing.T) {

@@ -50,6 +50,10 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	if err != nil {
 		return 0, err
 	}
+	volumes, err := takeEmptyDirs(&guest, req.Config.Mounts)
+	if err != nil {
+		return 0, err
+	}
 	files, err := openHostFiles(guest.Copies, req.Config.Mounts)
 	if err != nil {
 		return 0, err
@@ -70,7 +74,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	}()
 
 	if c.virtual == nil {
-		err = s.build(ctx, c, m, req, guest, files)
+		err = s.build(ctx, c, m, req, guest, files, volumes)
 	} else {
 		err = s.stand(ctx, c, m)
 	}
@@ -96,7 +100,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 }
 
 // build makes a container in the guest.
-func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *CreateRequest, guest guestspec.Result, files hostFiles) error {
+func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *CreateRequest, guest guestspec.Result, files hostFiles, volumes []wantedDir) error {
 	// While the VM boots:
 	plan, err := m.plan(ctx, req.Rootfs)
 	if err != nil {
@@ -118,6 +122,10 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	if err != nil {
 		return err
 	}
+	inPod, err := m.giveEmptyDirs(ctx, volumes)
+	if err != nil {
+		return err
+	}
 	m.openMessages(c, guest.Copies)
 	shared, err := files.give(ctx, m, c)
 	if err != nil {
@@ -129,7 +137,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	created := time.Now()
 	c.inGuest = true // even a create that failed may have left something
 	err = m.agent.CreateContainer(ctx, &pb.CreateContainerRequest{
-		ContainerId: req.ID, ExecId: req.ID, Storages: append(storages, shared...), OCI: guest.Spec, SandboxPidns: guest.PodPID,
+		ContainerId: req.ID, ExecId: req.ID, Storages: slices.Concat(storages, inPod, shared), OCI: guest.Spec, SandboxPidns: guest.PodPID,
 	})
 	m.trace.phase("container create", created)
 	if err != nil {

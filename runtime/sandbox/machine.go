@@ -51,6 +51,7 @@ type machine struct {
 	layers layerNames
 	net    *podNetwork
 	watch  watcher
+	empty  emptyDirs
 
 	ctx    context.Context // ends with the VM
 	cancel context.CancelCauseFunc

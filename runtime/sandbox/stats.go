@@ -68,9 +68,12 @@ func (s *Sandbox) Update(ctx context.Context, id string, resources *pb.LinuxReso
 	if state, _ := p.current(); state == Stopped || state == Deleted {
 		return fmt.Errorf("update %s: it is %s, not %s: %w", p, state, Running, errdefs.ErrFailedPrecondition)
 	}
+	if p.c.virtual != nil {
+		return nil // it uses nothing
+	}
 	undo := p.c.changeLimits(resources)
 	if err = s.grow(ctx, m); err == nil {
-		err = p.c.runner(m).UpdateContainer(ctx, id, resources)
+		err = m.agent.UpdateContainer(ctx, id, resources)
 	}
 	if err != nil {
 		undo()

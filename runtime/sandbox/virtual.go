@@ -22,7 +22,6 @@ type runner interface {
 	WaitProcess(ctx context.Context, p agentclient.Process) (status int, err error)
 	PauseContainer(ctx context.Context, id string) error
 	ResumeContainer(ctx context.Context, id string) error
-	UpdateContainer(ctx context.Context, id string, resources *pb.LinuxResources) error
 	StatsContainer(ctx context.Context, id string) (*pb.StatsContainerResponse, error)
 	TtyWinResize(ctx context.Context, p agentclient.Process, rows, columns uint16) error
 }
@@ -96,8 +95,6 @@ func (v *virtual) StatsContainer(ctx context.Context, _ string) (*pb.StatsContai
 func (*virtual) StartContainer(context.Context, string) error  { return nil }
 func (*virtual) PauseContainer(context.Context, string) error  { return nil }
 func (*virtual) ResumeContainer(context.Context, string) error { return nil }
-
-func (*virtual) UpdateContainer(context.Context, string, *pb.LinuxResources) error { return nil }
 
 func (*virtual) TtyWinResize(context.Context, agentclient.Process, uint16, uint16) error { return nil }
 

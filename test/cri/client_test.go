@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/erofsvm/erofsvm/test/harness/cni"
 	"github.com/erofsvm/erofsvm/test/harness/e2etest"
 )
 
@@ -22,10 +23,12 @@ const look = 100 * time.Millisecond
 
 // runtime is a containerd as a kubelet sees it.
 type runtime struct {
-	bed *e2etest.Bed
+	bed  *e2etest.Bed
+	node *cni.Node
 	cri.RuntimeServiceClient
 	images cri.ImageServiceClient
 	ends   *ends
+	close  func()
 }
 
 // ends are the containers that have ended, as the CRI's events tell.
@@ -63,24 +66,28 @@ func (e *ends) follow(stream grpc.ServerStreamingClient[cri.ContainerEventRespon
 	}
 }
 
+// connect connects, again if it was connected. Whoever calls it calls close.
 func (r *runtime) connect(t *testing.T) {
 	t.Helper()
+	if r.close != nil {
+		r.close()
+	}
 	conn, err := grpc.NewClient("unix://"+r.bed.Socket(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	r.RuntimeServiceClient, r.images = cri.NewRuntimeServiceClient(conn), cri.NewImageServiceClient(conn)
 	r.ends = &ends{told: map[string]chan struct{}{}}
+	var following sync.WaitGroup
+	r.close = func() {
+		conn.Close()
+		following.Wait()
+	}
 	stream, err := r.GetContainerEvents(context.WithoutCancel(t.Context()), &cri.GetEventsRequest{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var following sync.WaitGroup
 	following.Go(func() { r.ends.follow(stream) })
-	t.Cleanup(func() {
-		conn.Close()
-		following.Wait()
-	})
 }
 
 // step is a context for one request.
@@ -145,7 +152,7 @@ func (r *runtime) pod(t *testing.T, handler string, change func(*cri.PodSandboxC
 		Linux: &cri.LinuxPodSandboxConfig{
 			Sysctls: map[string]string{"kernel.shm_rmid_forced": "1"},
 			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{
-				Network: cri.NamespaceMode_NODE, Pid: cri.NamespaceMode_POD,
+				Network: cri.NamespaceMode_POD, Pid: cri.NamespaceMode_POD,
 			}},
 		},
 	}}

@@ -2,9 +2,11 @@ package cri
 
 import (
 	"flag"
+	"net/netip"
 	"testing"
 
 	"github.com/erofsvm/erofsvm/test/harness"
+	"github.com/erofsvm/erofsvm/test/harness/cni"
 	"github.com/erofsvm/erofsvm/test/harness/e2etest"
 	"github.com/erofsvm/erofsvm/test/image"
 )
@@ -43,11 +45,25 @@ func releases() []string {
 	return harness.Releases[:1]
 }
 
-// startCRI starts a containerd for the test, with the images in it.
+// startCRI starts a containerd for the test, with the images in it, on a node of
+// its own: the bridge of its pods is not the host's.
 func startCRI(t *testing.T, release string) *runtime {
 	t.Helper()
-	bed := e2etest.Own(t, harness.Options{Release: release, CRI: &harness.CRI{
-		Pause: image.Pause,
+	tree, err := harness.FindTree()
+	if err != nil {
+		t.Fatal(err)
+	}
+	node, err := cni.NewNode(tree, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { node.Close() })
+	list, err := node.List(cni.Network{Bridge: "pods", MTU: 1450, Default: true, Subnets: []netip.Prefix{netip.MustParsePrefix("10.88.9.0/24")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bed := e2etest.Own(t, harness.Options{Release: release, Enter: node.Do, CRI: &harness.CRI{
+		Pause: image.Pause, Plugins: node.Plugins(), Network: list,
 		Handlers: map[string]harness.Handler{
 			podsandbox: {Sandboxer: "podsandbox"},
 			sandboxAPI: {Sandboxer: "shim"},
@@ -59,7 +75,8 @@ func startCRI(t *testing.T, release string) *runtime {
 	for _, archive := range []string{"one", "two", "pause"} {
 		bed.Image(t, archive, harness.Snapshotter)
 	}
-	r := &runtime{bed: bed}
+	r := &runtime{bed: bed, node: node}
+	t.Cleanup(func() { r.close() })
 	r.connect(t)
 	r.awaitImages(t, image.One, image.Two, image.Pause)
 	return r

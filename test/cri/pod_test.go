@@ -2,6 +2,9 @@ package cri
 
 import (
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -39,7 +42,11 @@ func TestPods(t *testing.T) {
 // testPod is the life of a pod with an init container, one that works, and a
 // sidecar that crashes and comes back.
 func testPod(t *testing.T, r *runtime, handler string) {
-	p := r.pod(t, handler, nil)
+	p := r.pod(t, handler, func(c *cri.PodSandboxConfig) {
+		if handler == realPause { // the one that is not on a network
+			c.Linux.SecurityContext.NamespaceOptions.Network = cri.NamespaceMode_NODE
+		}
+	})
 	if s := p.state(t); s != cri.PodSandboxState_SANDBOX_READY {
 		t.Errorf("the pod is %v", s)
 	}
@@ -61,6 +68,9 @@ func testPod(t *testing.T, r *runtime, handler string) {
 	}
 	if name := own.sh(t, "hostname"); name != "the-pod\n" {
 		t.Errorf("its name is %q", name)
+	}
+	if handler != realPause {
+		reached(t, app)
 	}
 	counted(t, app)
 	if handler == sandboxAPI && r.bed.Release() == harness.Releases[0] {
@@ -116,7 +126,7 @@ func inCommon(t *testing.T, a, b *container) {
 			t.Errorf("%s: %q, want %q", c.script, got, c.want)
 		}
 	}
-	if out := b.sh(t, "cat /proc/[0-9]*/cmdline | tr '\\0' ' '"); strings.Count(out, "echo started") < 2 {
+	if out := b.sh(t, "cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' '"); strings.Count(out, "echo started") < 2 {
 		t.Errorf("processes that the sidecar sees: %s", out)
 	}
 	if a.sh(t, "readlink /proc/self/ns/ipc") != b.sh(t, "readlink /proc/self/ns/ipc") {
@@ -124,6 +134,31 @@ func inCommon(t *testing.T, a, b *container) {
 	}
 	if a.sh(t, "cat /etc/image") != "two\n" || b.sh(t, "cat /etc/image") != "one\n" {
 		t.Error("they have each other's files")
+	}
+}
+
+// reached asks a container over the pod's network.
+func reached(t *testing.T, c *container) {
+	t.Helper()
+	s, err := c.PodSandboxStatus(step(t), &cri.PodSandboxStatusRequest{PodSandboxId: c.pod.id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	address := net.JoinHostPort(s.GetStatus().GetNetwork().GetIp(), "80")
+	c.sh(t, "mkdir /tmp/www && echo reached > /tmp/www/who && busybox httpd -p 80 -h /tmp/www")
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: c.node.Dial}}
+	request, err := http.NewRequestWithContext(step(t), http.MethodGet, "http://"+address+"/who", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := client.Do(request)
+	if err != nil {
+		t.Errorf("%s at %s: %v", c.name, address, err)
+		return
+	}
+	defer answer.Body.Close()
+	if text, err := io.ReadAll(answer.Body); err != nil || string(text) != "reached\n" {
+		t.Errorf("%s at %s says %q, %v", c.name, address, text, err)
 	}
 }
 

@@ -26,7 +26,7 @@ func sharedSource(t *testing.T) (dir string) {
 		os.WriteFile(filepath.Join(dir, "owned"), []byte("private\n"), 0o600),
 		os.Chown(filepath.Join(dir, "owned"), 1234, 4321),
 		os.Symlink("owned", filepath.Join(dir, "link")),
-		os.Symlink("/etc/hostname", filepath.Join(dir, "outside")),
+		os.Symlink("/etc/image", filepath.Join(dir, "outside")),
 		os.Link(filepath.Join(dir, "owned"), filepath.Join(dir, "twin")),
 		unix.Mount("tmpfs", filepath.Join(dir, "below"), "tmpfs", 0, "size=1M"),
 		os.WriteFile(filepath.Join(dir, "below/mounted"), []byte("another filesystem\n"), 0o644),
@@ -82,7 +82,7 @@ func TestDirectoriesOfTheHostThroughVirtioFS(t *testing.T) {
 		"wc -c < /data/big":                       "41943040",
 		"stat -c '%u %g %a %h' /data/owned":       "1234 4321 600 2",
 		"cat /data/link /etc/single":              "private\nprivate",
-		"readlink /data/outside; cat /ro/outside": "/etc/hostname\n" + in("cat /etc/hostname"),
+		"readlink /data/outside; cat /ro/outside": "/etc/image\n" + in("cat /etc/image"),
 		"cat /data/below/mounted /below/mounted":  "another filesystem\nanother filesystem",
 		"ls /flat/below | wc -l":                  "0",
 	} {

@@ -39,6 +39,9 @@ type Options struct {
 	Snapshotter, Differ map[string]any
 	// ShimDir is put in front of PATH; default is the build folder's bin.
 	ShimDir string
+	// Enter runs the start of the daemon, on a thread of whose namespaces it is to
+	// be; nil leaves it in those of the test.
+	Enter func(start func() error) error
 	// CRI has containerd serve the CRI; nil leaves it out. All that the harness
 	// does itself is then in CRINamespace instead of Namespace.
 	CRI *CRI
@@ -258,7 +261,11 @@ func (c *Containerd) startDaemon(ctx context.Context) error {
 	c.command.Dir = c.dirs.base
 	c.command.Env = append(c.environment(), "NOTIFY_SOCKET="+notify.path)
 	c.command.SysProcAttr = inGroup(cgroup)
-	if err := c.command.Start(); err != nil {
+	start := c.command.Start
+	if c.options.Enter != nil {
+		start = func() error { return c.options.Enter(c.command.Start) }
+	}
+	if err := start(); err != nil {
 		return err
 	}
 	go func(command *exec.Cmd, exited chan struct{}) {

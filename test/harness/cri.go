@@ -1,7 +1,9 @@
 package harness
 
 import (
+	"cmp"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 )
@@ -16,6 +18,10 @@ type CRI struct {
 	Handlers map[string]Handler
 	// Pause is the image of the pause container.
 	Pause string
+	// Plugins is the folder of the CNI plugins, and Network the list of those that
+	// make the network of a pod; without both, pods can have that of the host only.
+	Plugins string
+	Network []byte
 }
 
 // Handler is one way into a pod.
@@ -39,6 +45,9 @@ var criPlugins = []string{
 // handlerConfig is where the shim's configuration for a handler lies.
 func handlerConfig(d dirs, name string) string { return filepath.Join(d.run, "shim-"+name+".toml") }
 
+// networks is where the CNI networks lie.
+func networks(d dirs) string { return filepath.Join(d.run, "cni") }
+
 // configure adds the plugin to containerd's configuration.
 func (c *CRI) configure(config table, d dirs) {
 	runtimes := table{}
@@ -55,7 +64,7 @@ func (c *CRI) configure(config table, d dirs) {
 		"io.containerd.cri.v1.runtime": table{
 			"containerd": table{"default_runtime_name": slices.Min(slices.Collect(maps.Keys(c.Handlers))), "runtimes": runtimes},
 			"cni": table{
-				"bin_dirs": []string{filepath.Join(d.run, "cni-bin")}, "conf_dir": filepath.Join(d.run, "cni"),
+				"bin_dirs": []string{cmp.Or(c.Plugins, filepath.Join(d.run, "none"))}, "conf_dir": networks(d),
 			},
 			"netns_mounts_under_state_dir": true,
 			"disable_apparmor":             true,
@@ -68,8 +77,16 @@ func (c *CRI) configure(config table, d dirs) {
 	})
 }
 
-// writeConfigs writes the shim's configurations.
+// writeConfigs writes the shim's configurations, and that of the network.
 func (c *CRI) writeConfigs(t Tree, d dirs) error {
+	if c.Network != nil {
+		if err := os.MkdirAll(networks(d), 0o711); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(networks(d), "10-pods.conflist"), c.Network, 0o644); err != nil {
+			return err
+		}
+	}
 	for name, h := range c.Handlers {
 		config := shimConfig(t, d)
 		if h.ShimConfig != nil {

@@ -46,6 +46,7 @@ runtimeClass: {name: vm, requireKVM: false, overhead: {memory: 100Mi, cpu: 100m}
 containerd:
   handler: vm
   config: /var/lib/rancher/k3s/agent/etc/containerd/config.toml
+  dropinDir: /var/lib/rancher/k3s/agent/etc/containerd/more.d
   program: /var/lib/rancher/k3s/data/current/bin/containerd
   socket: /run/k3s/containerd/containerd.sock
   restart: k3s.service

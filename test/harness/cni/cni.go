@@ -62,6 +62,14 @@ func NewNode(tree harness.Tree, dir string) (*Node, error) {
 	return n, nil
 }
 
+// Plugins is the folder of the plugins.
+func (n *Node) Plugins() string { return n.plugins() }
+
+// List is the configuration of a network, for others who run the plugins.
+func (n *Node) List(w Network) ([]byte, error) {
+	return json.Marshal(map[string]any{"cniVersion": version, "name": w.Bridge, "plugins": n.list(w, nil)})
+}
+
 func (n *Node) plugins() string { return n.tree.Tool("cni", "usr", "lib", "cni") }
 
 // Close lets go of the node, which ends with its last pod.

@@ -1,14 +1,9 @@
-// Command pump is the program whose streams are measured: static, and in no need
-// of anything of the image.
+// Command pump is the end in the guest of a bare vsock connection: static, and in
+// no need of anything of the image.
 //
-//	pump out bytes             writes so many bytes to standard output
-//	pump in                    reads standard input to its end, and says how much there was
-//	pump listen port out bytes the same over the first connection to a vsock port
-//	pump listen port in
-//	pump wait                  nothing, until it is killed
-//
-// It writes and reads 64 KiB at a time, what a pipe holds, and to a vsock what the
-// agent writes at a time.
+//	pump port out bytes   writes so many bytes to the first connection to a port
+//	pump port in          reads it to its end, and says how many bytes there were
+//	pump wait             nothing, until it is killed
 package main
 
 import (
@@ -23,10 +18,11 @@ import (
 	"github.com/mdlayher/vsock"
 )
 
-const piece = 64 << 10
-
 // packet is what the agent writes to a vsock at a time (guest/agent/vsock.go).
 const packet = 31 << 10
+
+// piece is what is read at a time.
+const piece = 64 << 10
 
 func main() {
 	if err := pump(os.Args[1:]); err != nil {
@@ -37,14 +33,10 @@ func main() {
 
 func pump(args []string) error {
 	switch {
-	case len(args) == 2 && args[0] == "out":
-		return pour(os.Stdout, args[1], piece)
-	case len(args) == 1 && args[0] == "in":
-		return swallow(os.Stdin)
-	case len(args) == 4 && args[0] == "listen" && args[2] == "out":
-		return listen(args[1], func(conn io.ReadWriter) error { return pour(conn, args[3], packet) })
-	case len(args) == 3 && args[0] == "listen" && args[2] == "in":
-		return listen(args[1], func(conn io.ReadWriter) error { return swallow(conn) })
+	case len(args) == 3 && args[1] == "out":
+		return listen(args[0], func(conn io.ReadWriter) error { return pour(conn, args[2]) })
+	case len(args) == 2 && args[1] == "in":
+		return listen(args[0], func(conn io.ReadWriter) error { return swallow(conn) })
 	case len(args) == 1 && args[0] == "wait":
 		stop := make(chan os.Signal, 1)
 		signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
@@ -54,14 +46,14 @@ func pump(args []string) error {
 	return errors.New("no such command")
 }
 
-func pour(to io.Writer, count string, piece int64) error {
+func pour(to io.Writer, count string) error {
 	left, err := strconv.ParseInt(count, 10, 64)
 	if err != nil {
 		return err
 	}
-	buf := make([]byte, piece)
+	buf := make([]byte, packet)
 	for left > 0 {
-		n, err := to.Write(buf[:min(left, piece)])
+		n, err := to.Write(buf[:min(left, packet)])
 		if err != nil {
 			return err
 		}
@@ -77,7 +69,7 @@ func swallow(from io.Reader) error {
 		n, err := from.Read(buf)
 		count += int64(n)
 		if errors.Is(err, io.EOF) {
-			_, err := fmt.Println(count)
+			_, err := fmt.Println(count, "bytes")
 			return err
 		}
 		if err != nil {
