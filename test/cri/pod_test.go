@@ -28,7 +28,10 @@ func TestPods(t *testing.T) {
 			for _, handler := range handlers(release) {
 				t.Run(handler, func(t *testing.T) {
 					t.Run("life", func(t *testing.T) { testPod(t, r, handler) })
-					if *all {
+					switch {
+					case handler == virtioFS:
+						t.Run("host paths", func(t *testing.T) { testHostPaths(t, r) })
+					case *all:
 						t.Run("ten containers", func(t *testing.T) { testMany(t, r, handler, 10) })
 						t.Run("the VM dies", func(t *testing.T) { testVMDeath(t, r, handler) })
 						t.Run("containerd restarts", func(t *testing.T) { testRestart(t, r, handler) })
