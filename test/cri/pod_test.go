@@ -38,6 +38,10 @@ func testHandler(t *testing.T, r *runtime, handler string) {
 	if !*all {
 		return
 	}
+	if handler == virtioFS {
+		t.Run("host paths", func(t *testing.T) { testHostPaths(t, r) })
+		return
+	}
 	t.Run("the VM dies", func(t *testing.T) { testVMDeath(t, r, handler) })
 	t.Run("containerd restarts", func(t *testing.T) { testRestart(t, r, handler) })
 	if r.bed.Release() != harness.Releases[0] || handler == realPause {
