@@ -98,11 +98,28 @@ func (c *Client) ExecProcess(ctx context.Context, req *pb.ExecProcessRequest) er
 	return err
 }
 
-// SignalProcess sends a signal. SIGKILL to the container's own process reaches
-// all processes of the container.
+// SignalProcess sends a signal to one process. SIGKILL to the container's own
+// process reaches all processes of the container.
 func (c *Client) SignalProcess(ctx context.Context, p Process, sig syscall.Signal) error {
+	if p.Exec == "" && sig == syscall.SIGKILL {
+		return c.SignalAll(ctx, p.Container, sig)
+	}
+	exec := p.Exec
+	if exec == "" {
+		exec = p.Container // here, "" is all of them
+	}
+	return c.signal(ctx, p.Container, exec, sig)
+}
+
+// SignalAll sends a signal to every process of a container: its own, its execs
+// and all that these have started, at one moment.
+func (c *Client) SignalAll(ctx context.Context, container string, sig syscall.Signal) error {
+	return c.signal(ctx, container, "", sig)
+}
+
+func (c *Client) signal(ctx context.Context, container, exec string, sig syscall.Signal) error {
 	_, err := call(ctx, "SignalProcess", c.deadlines.Signal, c.agent.SignalProcess,
-		&pb.SignalProcessRequest{ContainerId: p.Container, ExecId: p.Exec, Signal: uint32(sig)})
+		&pb.SignalProcessRequest{ContainerId: container, ExecId: exec, Signal: uint32(sig)})
 	return err
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -63,6 +64,59 @@ func (g *guest) exec(t *testing.T, container, id string, args ...string) (stdout
 		t.Logf("%q: status %d, %s", args, code, stderr)
 	}
 	return stdout, code
+}
+
+// testSignalAll: a signal to all reaches a process that the host does not know
+// of; one to the container's own process does not.
+func testSignalAll(t *testing.T, g *guest) {
+	ctx := t.Context()
+	p := g.started(t, containerSpec("family", "family"), "family")
+	var said, all string
+	await := func(lines ...string) {
+		t.Helper()
+		for buf := make([]byte, 100); ; {
+			missing := slices.ContainsFunc(lines, func(l string) bool { return !strings.Contains(said, l+"\n") })
+			if !missing {
+				said = ""
+				return
+			}
+			n, err := g.client.ReadStdout(ctx, p, buf)
+			if err != nil {
+				t.Fatalf("%q, and then %v", said, err)
+			}
+			said, all = said+string(buf[:n]), all+string(buf[:n])
+		}
+	}
+	await("parent ready", "child ready")
+	if err := g.client.SignalProcess(ctx, p, syscall.SIGUSR1); err != nil {
+		t.Error(err)
+	}
+	await("parent user defined signal 1")
+	if err := g.client.SignalAll(ctx, "family", syscall.SIGHUP); err != nil {
+		t.Error(err)
+	}
+	await("parent hangup", "child hangup")
+
+	// What is paused has the signal when it goes on, and not before.
+	if _, err := g.agent.PauseContainer(ctx, &pb.PauseContainerRequest{ContainerId: "family"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.client.SignalAll(ctx, "family", syscall.SIGHUP); err != nil {
+		t.Error(err)
+	}
+	if _, err := g.agent.ResumeContainer(ctx, &pb.ResumeContainerRequest{ContainerId: "family"}); err != nil {
+		t.Errorf("it is paused no more: %v", err)
+	}
+	await("parent hangup", "child hangup")
+	if strings.Contains(all, "child user") {
+		t.Error("a signal to the first process has reached another")
+	}
+	if code := g.removed(t, p); code != 137 {
+		t.Errorf("status %d", code)
+	}
+	if err := g.client.SignalAll(ctx, "family", syscall.SIGHUP); !errors.Is(err, errdefs.ErrNotFound) {
+		t.Errorf("signal to what is gone: %v", err)
+	}
 }
 
 // stream connects to a stream of a process.

@@ -24,7 +24,6 @@ import (
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/specconv"
 	"github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/storage"
@@ -74,7 +73,7 @@ func removeCopies(base, id string) error { return os.RemoveAll(filepath.Join(bas
 
 // create mounts the root filesystem and starts the first process, which then
 // waits for start. On an error nothing is left of either, nor of the copies.
-func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storage, wire *pb.Spec, system storage.System) (err error) {
+func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storage, devices []*pb.Device, wire *pb.Spec, system storage.System) (err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, removeCopies(dirs.Base, c.id))
@@ -87,6 +86,9 @@ func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storag
 	spec, err := toSpec(wire, c.id, storage.RootfsPath(dirs.Base, c.id))
 	if err != nil {
 		return err
+	}
+	if err := giveDisks(ctx, spec, devices, system); err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
 	}
 	if err := setGuestSysctls("/proc/sys", spec); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
@@ -113,6 +115,7 @@ func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storag
 		err = c.init.start(c.lib, func(int) {
 			c.lookForOOM()
 			c.stopped()
+			c.endRest()
 		})
 	}
 	if err == nil {
@@ -122,6 +125,13 @@ func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storag
 		return errors.Join(fmt.Errorf("container %s: %w", c.id, err), c.destroy())
 	}
 	return nil
+}
+
+// endRest kills what the first process has left behind. In a pid namespace of the
+// container's own nothing is: there they all die with it (pid_namespaces(7)).
+func (c *Container) endRest() {
+	// The directory is gone if the container is being removed meanwhile.
+	_ = os.WriteFile(filepath.Join(c.cgroup, "cgroup.kill"), []byte("1"), 0)
 }
 
 // destroy removes what libcontainer made. It may run hooks, which are processes
@@ -165,24 +175,6 @@ func (c *Container) process(exec string) (*process, error) {
 		return nil, fmt.Errorf("exec %s in container %s is being started: %w", exec, c.id, errdefs.ErrFailedPrecondition)
 	}
 	return nil, fmt.Errorf("exec %.140q in container %s: %w", exec, c.id, errdefs.ErrNotFound)
-}
-
-// signal sends a signal to a process. SIGKILL to the first one ends all of the
-// container, whatever processes it has made and wherever they hide.
-func (c *Container) signal(exec string, sig unix.Signal) error {
-	p, err := c.process(exec)
-	if err != nil {
-		return err
-	}
-	if p.hasExited() {
-		return fmt.Errorf("the process has ended: %w", errdefs.ErrNotFound)
-	}
-	if exec == "" && sig == unix.SIGKILL {
-		// One write kills everything below, forks in progress included
-		// (Documentation/admin-guide/cgroup-v2.rst, cgroup.kill).
-		return os.WriteFile(filepath.Join(c.cgroup, "cgroup.kill"), []byte("1"), 0)
-	}
-	return p.signal(sig)
 }
 
 // remove takes down a container whose first process has ended.

@@ -70,6 +70,16 @@ func Write(raw syscall.RawConn, p []byte) (int, error) {
 	return written, nil
 }
 
+// ReadWriter is a descriptor whose methods are Read and Write. Raw must be of a
+// nonblocking one.
+type ReadWriter struct{ Raw syscall.RawConn }
+
+// Read is the function Read.
+func (f ReadWriter) Read(p []byte) (int, error) { return Read(f.Raw, p) }
+
+// Write is the function Write.
+func (f ReadWriter) Write(p []byte) (int, error) { return Write(f.Raw, p) }
+
 // call makes a system call that does not block. p is not empty.
 func call(number, fd uintptr, p []byte) (uintptr, syscall.Errno) {
 	for {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/container"
+	"github.com/erofsvm/erofsvm/guest/network"
 )
 
 // agent is the service of the protocol.
@@ -19,6 +20,7 @@ type agent struct {
 	unimplemented
 	containers *container.Manager
 	sandbox    *Sandbox
+	network    *network.Network
 	machine    machine
 	ready      <-chan struct{}
 	log        *slog.Logger
@@ -35,8 +37,6 @@ const defaultCreate = time.Minute
 func (a *agent) CreateContainer(ctx context.Context, r *pb.CreateContainerRequest) (*emptypb.Empty, error) {
 	var u unsupported
 	u.check("string_user", r.GetStringUser() != nil)
-	u.check("devices", len(r.GetDevices()) > 0)
-	u.check("sandbox_pidns", r.GetSandboxPidns())
 	u.check("shared_mounts", len(r.GetSharedMounts()) > 0)
 	u.check("stdin_port", r.GetStdinPort() != 0)
 	u.check("stdout_port", r.GetStdoutPort() != 0)
@@ -55,7 +55,15 @@ func (a *agent) CreateContainer(ctx context.Context, r *pb.CreateContainerReques
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for the modules of the guest: %w", ctx.Err())
 	}
-	steps, err := a.containers.Create(ctx, r.GetContainerId(), r.GetStorages(), r.GetOCI())
+	own, ofPod := ownAndShared(r.GetStorages())
+	shared, err := a.sandbox.parseShared(ofPod)
+	if err == nil {
+		err = a.sandbox.mount(ctx, shared)
+	}
+	if err != nil {
+		return nil, err
+	}
+	steps, err := a.containers.Create(ctx, r.GetContainerId(), own, r.GetDevices(), r.GetOCI(), r.GetSandboxPidns())
 	if err != nil {
 		return nil, err
 	}
@@ -96,11 +104,15 @@ func (a *agent) ignoreAppArmor(p *pb.Process, id, exec string) {
 	}
 }
 
-func (a *agent) SignalProcess(_ context.Context, r *pb.SignalProcessRequest) (*emptypb.Empty, error) {
+func (a *agent) SignalProcess(ctx context.Context, r *pb.SignalProcessRequest) (*emptypb.Empty, error) {
 	if s := r.GetSignal(); s < 1 || s > 64 {
 		return nil, fmt.Errorf("signal %d: %w", s, errdefs.ErrInvalidArgument)
 	}
-	return empty, a.containers.Signal(r.GetContainerId(), execID(r), unix.Signal(r.GetSignal()))
+	sig := unix.Signal(r.GetSignal())
+	if r.GetExecId() == "" { // as Kata's agent has it, and here alone
+		return empty, a.containers.SignalAll(ctx, r.GetContainerId(), sig)
+	}
+	return empty, a.containers.Signal(r.GetContainerId(), execID(r), sig)
 }
 
 func (a *agent) WaitProcess(ctx context.Context, r *pb.WaitProcessRequest) (*pb.WaitProcessResponse, error) {

@@ -106,14 +106,30 @@ func (s *Stream) Read(ctx context.Context, buf []byte) (int, error) {
 }
 
 // read reads the file. With the end it closes it: a process that has ended
-// should cost no descriptor. EIO is the end of a terminal, which no process has
-// open any more.
+// should cost no descriptor.
 func (s *Stream) read(buf []byte) (int, error) {
-	n, err := rawio.Read(s.raw, buf)
-	if n == 0 && (errors.Is(err, io.EOF) || errors.Is(err, unix.EIO)) {
+	n, err := toEnd(rawio.ReadWriter{Raw: s.raw}, buf)
+	if errors.Is(err, io.EOF) {
 		s.ended.Store(true)
 		_ = s.file.Close()
-		return 0, io.EOF
+	}
+	return n, err
+}
+
+// toEnd is a Read for which the end of a terminal, which no process has open any
+// more, is io.EOF.
+//
+// The kernel says EIO then, and may say it too early: it looks for data first and
+// for who has the terminal open second (n_tty_wait_for_input in
+// drivers/tty/n_tty.c), and the last process may write and end in between. What
+// that one wrote is there with the next read, which comes after its end.
+func toEnd(r io.Reader, buf []byte) (int, error) {
+	n, err := r.Read(buf)
+	if n == 0 && errors.Is(err, unix.EIO) {
+		n, err = r.Read(buf)
+	}
+	if n == 0 && errors.Is(err, unix.EIO) {
+		err = io.EOF
 	}
 	return n, err
 }

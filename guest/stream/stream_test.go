@@ -11,6 +11,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -142,5 +143,45 @@ func TestProcessWithoutAStream(t *testing.T) {
 	none.Close()
 	if !none.Ended() {
 		t.Error("it has no end")
+	}
+}
+
+// steps is a reader that gives what it is told, call by call.
+type steps []any
+
+func (s *steps) Read(buf []byte) (int, error) {
+	next := (*s)[0]
+	*s = (*s)[1:]
+	if err, failed := next.(error); failed {
+		return 0, err
+	}
+	return copy(buf, next.(string)), nil
+}
+
+// TestWhatComesAfterATerminalsEndIsNotLost: the kernel may say EIO although the
+// last process has written since it looked.
+func TestWhatComesAfterATerminalsEndIsNotLost(t *testing.T) {
+	eio := &os.PathError{Op: "read", Path: "terminal", Err: unix.EIO}
+	for name, script := range map[string]steps{
+		"an end":               {"all", eio, eio},
+		"an end that is early": {"a", eio, "ll", eio, eio},
+		"another error":        {"all", eio, io.EOF},
+	} {
+		terminal := script
+		var got []byte
+		for {
+			buf := make([]byte, 100)
+			n, err := toEnd(&terminal, buf)
+			got = append(got, buf[:n]...)
+			if err != nil {
+				if !errors.Is(err, io.EOF) {
+					t.Errorf("%s: %v", name, err)
+				}
+				break
+			}
+		}
+		if string(got) != "all" || len(terminal) != 0 {
+			t.Errorf("%s: read %q, and %d steps are left", name, got, len(terminal))
+		}
 	}
 }

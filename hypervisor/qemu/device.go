@@ -51,7 +51,7 @@ func (b BlockDriver) place(s slot) string {
 // VM until somebody resumes it.
 func (b BlockDriver) device(d *disk) map[string]any {
 	options := map[string]any{
-		"id": d.deviceName(), "drive": d.nodeName(), "serial": d.id,
+		"id": d.name, "drive": d.nodeName(), "serial": d.id,
 		"werror": "report", "rerror": "report",
 	}
 	if b == VirtioSCSI {
@@ -106,10 +106,12 @@ func node(d *disk, want hypervisor.Disk, name string, aio AIO, direct bool) map[
 	return format
 }
 
+var errDiskID = errors.New("the ID must be 1 to 20 letters, digits and '-', and not begin with '-'")
+
 // checkDisk refuses what QEMU must not be asked for.
 func checkDisk(d hypervisor.Disk) error {
 	if !diskID.MatchString(d.ID) {
-		return errors.New("the ID must be 1 to 20 letters, digits and '-', and not begin with '-'")
+		return errDiskID
 	}
 	if err := checkFormat(d); err != nil || len(d.Files) > 0 {
 		return err

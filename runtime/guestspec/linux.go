@@ -10,7 +10,7 @@ import (
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 )
 
-func (r *Result) linux(l *specs.Linux) (*pb.Linux, error) {
+func (r *Result) linux(l *specs.Linux, pod *Pod) (*pb.Linux, error) {
 	if len(l.UIDMappings) > 0 || len(l.GIDMappings) > 0 {
 		return nil, unsupported("linux.uidMappings and linux.gidMappings need a user namespace, which the guest does not make: the virtual machine is the boundary")
 	}
@@ -23,7 +23,7 @@ func (r *Result) linux(l *specs.Linux) (*pb.Linux, error) {
 	if len(l.NetDevices) > 0 {
 		return nil, unsupported("linux.netDevices: interfaces of the host do not move into the guest")
 	}
-	namespaces, err := r.namespaces(l.Namespaces)
+	namespaces, err := r.namespaces(l.Namespaces, pod)
 	if err != nil {
 		return nil, err
 	}
@@ -60,29 +60,6 @@ func (r *Result) linux(l *specs.Linux) (*pb.Linux, error) {
 }
 
 var propagations = []string{"", "shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable"}
-
-// namespaces keeps the new ones that separate containers inside the guest. The
-// network is that of the VM, which is the pod's.
-func (r *Result) namespaces(in []specs.LinuxNamespace) ([]*pb.LinuxNamespace, error) {
-	var out []*pb.LinuxNamespace
-	for _, ns := range in {
-		switch ns.Type {
-		case specs.NetworkNamespace:
-			continue
-		case specs.UserNamespace, specs.TimeNamespace:
-			return nil, unsupported("linux.namespaces: a %s namespace is not made in the guest: the virtual machine is the boundary", ns.Type)
-		case specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.CgroupNamespace:
-		default:
-			return nil, invalid("linux.namespaces: unknown type %q", ns.Type)
-		}
-		if ns.Path != "" {
-			return nil, unsupported("linux.namespaces: the %s namespace %s is one of the host and cannot be joined from a virtual machine: leave it out (--with-ns of ctr)",
-				ns.Type, ns.Path)
-		}
-		out = append(out, &pb.LinuxNamespace{Type: string(ns.Type)})
-	}
-	return out, nil
-}
 
 // cgroupsPath makes a plain path of both forms that containerd writes, that of
 // cgroupfs and "slice:prefix:name" of systemd: the guest runs no systemd.

@@ -25,9 +25,16 @@ func (s *Sandbox) Exec(req *ExecRequest) error {
 	if !identifier.MatchString(req.Exec) {
 		return fmt.Errorf("exec id %q: %w", req.Exec, errdefs.ErrInvalidArgument)
 	}
+	if req.Exec == req.ID {
+		return fmt.Errorf("exec id %q is the container's, by which the guest calls its own process: choose another: %w", req.Exec, errdefs.ErrInvalidArgument)
+	}
 	p, _, err := s.findCreated(req.ID, "")
 	if err != nil {
 		return err
+	}
+	if p.c.virtual != nil {
+		return fmt.Errorf("exec in container %s: it stands for the pod and does not run in the guest (guest.pause = \"run\" of the configuration has it run): %w",
+			req.ID, errdefs.ErrNotImplemented)
 	}
 	return p.c.add(req.Exec, req.Process, req.Streams, func() { s.sink.ExecAdded(req.ID, req.Exec) })
 }

@@ -235,6 +235,7 @@ func TestExecsThatCannotBeAreRefused(t *testing.T) {
 		class    func(error) bool
 	}{
 		{"c", "e", errdefs.IsAlreadyExists}, {"c", "../e", errdefs.IsInvalidArgument},
+		{"c", "c", errdefs.IsInvalidArgument}, // the guest's name for the first process
 		{"c", "", errdefs.IsInvalidArgument}, {"d", "e", errdefs.IsNotFound},
 	} {
 		if err := w.Exec(&ExecRequest{ID: tc.id, Exec: tc.exec}); !tc.class(err) {
@@ -277,8 +278,8 @@ func TestSignalsReachWhatTheyAreFor(t *testing.T) {
 		all  bool
 		want []string
 	}{
-		{"", syscall.SIGTERM, false, []string{"SignalProcess c/ 15"}},
-		{"", syscall.SIGTERM, true, []string{"SignalProcess c/ 15", "SignalProcess c/e 15"}},
+		{"", syscall.SIGTERM, false, []string{"SignalProcess c/c 15"}},
+		{"", syscall.SIGTERM, true, []string{"SignalProcess c/ 15"}},
 		{"e", syscall.SIGHUP, false, []string{"SignalProcess c/e 1"}},
 		{"", syscall.SIGKILL, true, []string{"SignalProcess c/ 9"}},
 	} {

@@ -12,10 +12,10 @@ import (
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 )
 
-// Kill sends a signal to a process. SIGKILL to a container reaches all of its
-// processes; with all, so do other signals, as far as the shim knows them: the
-// container's own and its execs. A guest whose agent does not answer to SIGKILL
-// is ended as a whole. A container that is being created is given up instead.
+// Kill sends a signal to a process, or with all to every process of a container,
+// whoever started it. SIGKILL to a container reaches all of them anyway. A guest
+// whose agent does not answer to SIGKILL is ended as a whole. A container that is
+// being created is given up instead.
 func (s *Sandbox) Kill(ctx context.Context, id, exec string, sig syscall.Signal, all bool) error {
 	p, m, err := s.find(id, exec)
 	if err != nil {
@@ -30,22 +30,11 @@ func (s *Sandbox) Kill(ctx context.Context, id, exec string, sig syscall.Signal,
 	case state == Stopped, state == Deleted:
 		return fmt.Errorf("%s: process already finished: %w", p, errdefs.ErrNotFound)
 	}
-	if err := s.signal(ctx, p, m, sig); err != nil || exec != "" || !all || sig == syscall.SIGKILL {
-		return err
+	if all && exec == "" {
+		err = p.c.runner(m).SignalAll(ctx, id, sig)
+	} else {
+		err = p.c.runner(m).SignalProcess(ctx, p.ref(), sig)
 	}
-	for _, e := range p.c.all() {
-		if state, _ := e.current(); e == p || state != Running {
-			continue
-		}
-		if err := s.signal(ctx, e, m, sig); err != nil && !errdefs.IsNotFound(err) {
-			return err
-		}
-	}
-	return nil
-}
-
-func (s *Sandbox) signal(ctx context.Context, p *process, m *machine, sig syscall.Signal) error {
-	err := m.agent.SignalProcess(ctx, p.ref(), sig)
 	if err != nil && sig == syscall.SIGKILL && ctx.Err() == nil && unanswered(err) {
 		// Whoever sends SIGKILL wants an end. A guest that does not answer
 		// gets it as a whole.
@@ -96,7 +85,7 @@ func (s *Sandbox) Resize(ctx context.Context, id, exec string, rows, columns uin
 	if state == Stopped || state == Deleted {
 		return fmt.Errorf("resize the terminal of %s: it is %s, not %s: %w", p, state, Running, errdefs.ErrFailedPrecondition)
 	}
-	if err := m.agent.TtyWinResize(ctx, p.ref(), rows, columns); err != nil {
+	if err := p.c.runner(m).TtyWinResize(ctx, p.ref(), rows, columns); err != nil {
 		return fmt.Errorf("resize the terminal of %s: %w", p, err)
 	}
 	return nil

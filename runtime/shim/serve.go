@@ -62,7 +62,11 @@ func serve(inv invocation) error {
 	end := make(chan struct{})
 	var once sync.Once
 	publisher := newPublisher(os.Getenv(ttrpcAddressEnv), inv.namespace, logger)
-	service := task.New(inv.namespace, logger, publisher.Publish, func() { once.Do(func() { close(end) }) })
+	started, err := readOptions(".")
+	if err != nil {
+		return err
+	}
+	service := task.New(inv.namespace, logger, started, publisher.Publish, func() { once.Do(func() { close(end) }) })
 	service.Register(server)
 
 	served := make(chan error, 1)

@@ -142,7 +142,7 @@ func (s *IO) openFileOutput(p place) (func(context.Context) (io.WriteCloser, err
 	case err != nil && flags&os.O_CREATE == 0:
 		return nil, err
 	case err == nil && info.Mode()&os.ModeNamedPipe != 0:
-		return func(ctx context.Context) (io.WriteCloser, error) { return openFifoOutput(ctx, p.path) }, nil
+		return s.ahead(func(ctx context.Context) (io.WriteCloser, error) { return openFifoOutput(ctx, p.path) }), nil
 	case err == nil && info.IsDir():
 		return nil, fmt.Errorf("%s is a directory: %w", p.path, errdefs.ErrInvalidArgument)
 	}
@@ -152,6 +152,26 @@ func (s *IO) openFileOutput(p place) (func(context.Context) (io.WriteCloser, err
 	}
 	s.onClose(func() { f.Close() })
 	return opened(f), nil
+}
+
+// ahead begins with what has to wait now, for when it is needed.
+//
+// A client's open of a fifo returns when this side opens it, and a client may
+// cancel its own once the process has ended (Task.Delete of containerd's client
+// does). Were the fifo opened with the first output only, a process that is
+// quick could have its output thrown away by a client that has not noticed yet.
+func (s *IO) ahead(open func(context.Context) (io.WriteCloser, error)) func(context.Context) (io.WriteCloser, error) {
+	var w io.WriteCloser
+	var err error
+	opened := make(chan struct{})
+	s.copiers.Go(func() {
+		w, err = open(s.ctx)
+		close(opened)
+	})
+	return func(context.Context) (io.WriteCloser, error) {
+		<-opened // no later than the end of s.ctx
+		return w, err
+	}
 }
 
 // openFifoOutput waits for a reader, as closing a fifo that nobody has opened

@@ -125,7 +125,8 @@ type output struct {
 }
 
 // Open checks the places and opens what can be opened without waiting for the
-// other end. ctx bounds it and nothing later. The caller must Close the IO.
+// other end, and begins to wait for that of the rest. ctx bounds it and nothing
+// later. The caller must Close the IO.
 func Open(ctx context.Context, p Paths, o Options) (_ *IO, err error) {
 	life, cancel := context.WithCancel(context.Background())
 	s := &IO{ctx: life, cancel: cancel, warn: o.Warn, drained: make(chan struct{})}

@@ -156,6 +156,28 @@ func TestEveryByteIsHandedOverBeforeDrainReturns(t *testing.T) {
 	}
 }
 
+// TestAClientsOpenDoesNotWaitForOutput: a client that opens a fifo when there is
+// something to read may be too late.
+func TestAClientsOpenDoesNotWaitForOutput(t *testing.T) {
+	out, errs := mkfifo(t, "out"), mkfifo(t, "err")
+	opened := make(chan error, 2)
+	for _, path := range []string{out, errs} {
+		go func() {
+			f, err := os.Open(path)
+			if err == nil {
+				err = f.Close()
+			}
+			opened <- err
+		}()
+	}
+	open(t, Paths{Stdout: out, Stderr: errs})
+	for range 2 {
+		if err := receive(t, opened); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestDrainGivesUpWhenNobodyReads(t *testing.T) {
 	out := mkfifo(t, "out")
 	s := open(t, Paths{Stdout: out, Terminal: true})

@@ -2,7 +2,6 @@ package main
 
 import (
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/pelletier/go-toml/v2"
@@ -40,9 +39,9 @@ func TestTheShortRunSkipsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, s := range lists["containerd "+harness.Releases[0]] {
-		for _, name := range strings.Split(strings.Trim(clientShort, "^()$"), "|") {
-			if name == s.Name {
-				t.Errorf("%s is in the short run", name)
+		for _, half := range clientShort {
+			if slices.Contains(half, s.Name) {
+				t.Errorf("%s is in the short run", s.Name)
 			}
 		}
 	}

@@ -33,6 +33,7 @@ type suite struct {
 // pass is one run of a suite's binary.
 type pass struct {
 	run     string // regexp of tests
+	skip    string // regexp of those that another pass runs, "" for none
 	timeout time.Duration
 }
 
@@ -104,7 +105,7 @@ func (b *bench) pass(s suite, lane int, p pass, list tally.List, t *tally.Tally)
 	defer cancel()
 	args := append([]string{insideArg}, s.inside...)
 	args = append(args, "--", s.binary, "-test.v=test2json", "-test.paniconexit0", "-test.parallel=1",
-		"-test.timeout="+p.timeout.String(), "-test.run="+p.run, "-test.skip="+list.Pattern())
+		"-test.timeout="+p.timeout.String(), "-test.run="+p.run, "-test.skip="+either(p.skip, list.Pattern()))
 	args = append(args, s.args...)
 	place := s.place
 	place.Dir = fmt.Sprintf("%s-%d", place.Dir, lane)
@@ -146,6 +147,14 @@ func (b *bench) pass(s suite, lane int, p pass, list tally.List, t *tally.Tally)
 		err = nil // the tests say so themselves
 	}
 	return errors.Join(read, events.Wait(), err, b.ctx.Err())
+}
+
+// either is a regexp for what one of two matches, of which each may be "".
+func either(a, b string) string {
+	if a == "" || b == "" {
+		return a + b
+	}
+	return a + "|" + b
 }
 
 // say prints a line. Passes that run at the same time share the output.

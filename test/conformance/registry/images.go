@@ -83,7 +83,7 @@ func Images(archive string) (map[string]v1.ImageIndex, error) {
 		if err != nil {
 			return nil, err
 		}
-		index, err := indexOf(slices.Concat(layers, more))
+		index, err := indexOf(recipe.names[0], slices.Concat(layers, more))
 		if err != nil {
 			return nil, err
 		}
@@ -102,7 +102,7 @@ func addPauses(made map[string]v1.ImageIndex) error {
 		if err != nil {
 			return err
 		}
-		if made[name], err = indexOf([]v1.Layer{one}); err != nil {
+		if made[name], err = indexOf(name, []v1.Layer{one}); err != nil {
 			return err
 		}
 	}
@@ -123,8 +123,9 @@ func addForeign(made map[string]v1.ImageIndex) error {
 	return nil
 }
 
-// indexOf is an image of the layers for each platform.
-func indexOf(layers []v1.Layer) (v1.ImageIndex, error) {
+// indexOf is an image of the layers for each platform. What a platform has of its
+// own no other image has: tests look for content that was not pulled.
+func indexOf(name string, layers []v1.Layer) (v1.ImageIndex, error) {
 	var index v1.ImageIndex = empty.Index
 	for _, platform := range platforms {
 		image, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{
@@ -134,7 +135,7 @@ func indexOf(layers []v1.Layer) (v1.ImageIndex, error) {
 		if err != nil {
 			return nil, err
 		}
-		own, err := layer(file("etc/platform", platform.String()+"\n"))
+		own, err := layer(file("etc/platform", platform.String()+" of "+name+"\n"))
 		if err != nil {
 			return nil, err
 		}

@@ -120,3 +120,38 @@ func TestAnArchiveThatIsNoneIsNamed(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 }
+
+// TestEachPlatformHasContentOfItsOwn: the tests pull one platform of an image, and
+// look for what is missing of the others, also if another image was pulled whole.
+func TestEachPlatformHasContentOfItsOwn(t *testing.T) {
+	images, err := Images(sample(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	owner := map[v1.Hash]v1.ImageIndex{}
+	for name, index := range images {
+		manifest, err := index.IndexManifest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := map[v1.Hash]bool{}
+		for _, d := range manifest.Manifests {
+			image, err := index.Image(d.Digest)
+			if err != nil {
+				t.Fatal(err)
+			}
+			layers, err := image.Layers()
+			if err != nil {
+				t.Fatal(err)
+			}
+			last, err := layers[len(layers)-1].Digest()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if other := owner[last]; seen[last] || other != nil && other != index { // one image may have several names
+				t.Errorf("the last layer of %s for %s is that of another", name, d.Platform)
+			}
+			seen[last], owner[last] = true, index
+		}
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -74,6 +75,21 @@ func run(args []string) error {
 				os.Exit(7)
 			}
 		}
+	case "family": // names the signals that come, as does a child of it
+		if len(args) == 1 {
+			child := exec.Command("/payload", "family", "child")
+			child.Stdout = os.Stdout
+			if err := child.Start(); err != nil {
+				return err
+			}
+		}
+		signals := make(chan os.Signal, 8)
+		signal.Notify(signals, syscall.SIGHUP, syscall.SIGUSR1)
+		who := []string{"parent", "child"}[len(args)-1]
+		fmt.Println(who, "ready")
+		for s := range signals {
+			fmt.Println(who, s)
+		}
 	case "orphan": // leaves behind a child that waits
 		child := exec.Command("/payload", "wait")
 		if err := child.Start(); err != nil {
@@ -84,6 +100,8 @@ func run(args []string) error {
 		return facts()
 	case "agent":
 		return agent()
+	case "processes":
+		return processes()
 	case "burn": // computes for ever
 		fmt.Println("burning")
 		for {
@@ -207,4 +225,23 @@ func agent() error {
 	open, err := os.ReadDir("/proc/1/fd")
 	fmt.Println("Descriptors", len(open))
 	return err
+}
+
+// processes prints the command of each process that is to be seen, and what can be
+// looked into of the first.
+func processes() error {
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, name := range all {
+		words, err := os.ReadFile(name)
+		if err != nil {
+			continue // it has ended
+		}
+		fmt.Printf("%s: %s\n", filepath.Base(filepath.Dir(name)), strings.TrimSpace(strings.ReplaceAll(string(words), "\x00", " ")))
+	}
+	_, err = os.ReadDir("/proc/1/root")
+	fmt.Println("root of the first:", err)
+	return nil
 }

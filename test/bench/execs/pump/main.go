@@ -98,16 +98,10 @@ func listen(port string, do func(io.ReadWriter) error) error {
 	}
 	raw, err := conn.(syscall.Conn).SyscallConn()
 	if err == nil {
-		err = do(quick{raw})
+		err = do(rawio.ReadWriter{Raw: raw})
 	}
 	return errors.Join(err, conn.Close())
 }
-
-// quick reads and writes as the agent does.
-type quick struct{ raw syscall.RawConn }
-
-func (q quick) Read(p []byte) (int, error)  { return rawio.Read(q.raw, p) }
-func (q quick) Write(p []byte) (int, error) { return rawio.Write(q.raw, p) }
 
 // vsockAny is VMADDR_CID_ANY of linux/vm_sockets.h.
 const vsockAny = 1<<32 - 1
