@@ -35,6 +35,9 @@ func TestPods(t *testing.T) {
 // testHandler is one way into a pod.
 func testHandler(t *testing.T, r *runtime, handler string) {
 	t.Run("life", func(t *testing.T) { testPod(t, r, handler) })
+	if handler == podsandbox || *all {
+		t.Run("volumes", func(t *testing.T) { testVolumes(t, r, handler) })
+	}
 	if !*all {
 		return
 	}
