@@ -282,6 +282,15 @@ func TestNamespacesOfThePodAreTheGuests(t *testing.T) {
 		t.Errorf("/dev/shm: %v", m)
 	}
 
+	s := inPod()
+	s.Mounts[0] = specs.Mount{
+		Destination: "/dev/shm", Type: "bind", Options: []string{"rbind"},
+		Source: "/var/lib/kubelet/pods/uid/volumes/kubernetes.io~empty-dir/shm",
+	}
+	if r, err := Convert(s, o); err != nil || len(r.Copies) != 1 || r.Spec.GetMounts()[0].GetSource() == "/guest/shm" {
+		t.Errorf("a volume at /dev/shm: %v, %v", r.Spec, err)
+	}
+
 	for name, change := range map[string]func(*specs.Spec, *Options){
 		"of another process": func(s *specs.Spec, _ *Options) { s.Linux.Namespaces[0].Path = "/proc/8/ns/pid" },
 		"of another kind":    func(s *specs.Spec, _ *Options) { s.Linux.Namespaces[0].Path = "/proc/7/ns/ipc" },

@@ -87,7 +87,14 @@ func (r *Result) mounts(host *specs.Spec, o Options) ([]*pb.Mount, error) {
 // share: the host's directory that the CRI has made for it, or, where it has made
 // none, the default of each container.
 func isSharedMemory(m specs.Mount) bool {
-	return path.Clean(m.Destination) == "/dev/shm" && (isBind(m) || m.Type == "tmpfs")
+	return path.Clean(m.Destination) == "/dev/shm" && (isBind(m) && !isVolume(m) || m.Type == "tmpfs")
+}
+
+// isVolume says whether a bind mount is one of a volume of Kubernetes, by where the
+// kubelet keeps them (pkg/kubelet/kubelet_getters.go and pkg/volume/util/subpath).
+// One at /dev/shm is meant to be that volume.
+func isVolume(m specs.Mount) bool {
+	return strings.Contains(m.Source, "/volumes/kubernetes.io~") || strings.Contains(m.Source, "/volume-subpaths/")
 }
 
 // socket makes a mount of a socket of the guest out of one of the host.
@@ -124,7 +131,7 @@ func (r *Result) bind(m specs.Mount, index int, o Options) (*pb.Mount, error) {
 		}
 	}
 	// Memory is the guest's, not a directory of the host.
-	if path.Clean(m.Destination) == "/dev/shm" {
+	if path.Clean(m.Destination) == "/dev/shm" && !isVolume(m) {
 		return &pb.Mount{Destination: m.Destination, Source: "shm", Type: "tmpfs", Options: slices.Clone(shm)}, nil
 	}
 	source := m.Source

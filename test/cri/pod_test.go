@@ -26,20 +26,32 @@ func TestPods(t *testing.T) {
 		t.Run(release, func(t *testing.T) {
 			r := startCRI(t, release)
 			for _, handler := range handlers(release) {
-				t.Run(handler, func(t *testing.T) {
-					t.Run("life", func(t *testing.T) { testPod(t, r, handler) })
-					if handler == podsandbox || *all {
-						t.Run("volumes", func(t *testing.T) { testVolumes(t, r, handler) })
-					}
-					if *all {
-						t.Run("ten containers", func(t *testing.T) { testMany(t, r, handler, 10) })
-						t.Run("the VM dies", func(t *testing.T) { testVMDeath(t, r, handler) })
-						t.Run("containerd restarts", func(t *testing.T) { testRestart(t, r, handler) })
-					}
-				})
+				t.Run(handler, func(t *testing.T) { testHandler(t, r, handler) })
 			}
 		})
 	}
+}
+
+// testHandler is one way into a pod.
+func testHandler(t *testing.T, r *runtime, handler string) {
+	t.Run("life", func(t *testing.T) { testPod(t, r, handler) })
+	if handler == podsandbox || *all {
+		t.Run("volumes", func(t *testing.T) { testVolumes(t, r, handler) })
+	}
+	if !*all {
+		return
+	}
+	if handler == virtioFS {
+		t.Run("host paths", func(t *testing.T) { testHostPaths(t, r) })
+		return
+	}
+	t.Run("the VM dies", func(t *testing.T) { testVMDeath(t, r, handler) })
+	t.Run("containerd restarts", func(t *testing.T) { testRestart(t, r, handler) })
+	if r.bed.Release() != harness.Releases[0] || handler == realPause {
+		return // nothing of theirs is in what follows
+	}
+	t.Run("streams", func(t *testing.T) { testStreams(t, r, handler) })
+	t.Run("ten containers", func(t *testing.T) { testMany(t, r, handler, 10) })
 }
 
 // testPod is the life of a pod with an init container, one that works, and a
