@@ -110,7 +110,7 @@ func (w *Watcher) Run(ctx context.Context) {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		if wait, any := w.callDue(ctx); any {
+		if wait, more := w.callDue(ctx); more {
 			timer.Reset(wait)
 		}
 		select {
@@ -161,7 +161,7 @@ func (w *Watcher) touchAll() {
 
 // callDue makes the calls that are due, one after the other, and says how long it
 // is to the next one, if there is one.
-func (w *Watcher) callDue(ctx context.Context) (wait time.Duration, any bool) {
+func (w *Watcher) callDue(ctx context.Context) (wait time.Duration, more bool) {
 	for ctx.Err() == nil {
 		next, at := w.next()
 		if next == nil {

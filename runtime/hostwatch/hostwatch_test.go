@@ -156,8 +156,8 @@ func TestACallThatFailsIsMadeAgain(t *testing.T) {
 		began := time.Now()
 		exhaust := func() {
 			for {
-				wait, any := w.callDue(t.Context())
-				if !any {
+				wait, more := w.callDue(t.Context())
+				if !more {
 					return
 				}
 				<-time.After(wait)
