@@ -14,6 +14,7 @@ import (
 	"github.com/erofsvm/erofsvm/configs"
 	"github.com/erofsvm/erofsvm/runtime/guestspec"
 	"github.com/erofsvm/erofsvm/runtime/hostcopy"
+	"github.com/erofsvm/erofsvm/runtime/termlog"
 )
 
 // guestCopies is where copies of the host's files go in the guest: below what
@@ -97,7 +98,7 @@ func (all copies) give(ctx context.Context, m *machine, c *container) ([]*pb.Sto
 				return nil, fmt.Errorf("mount %s: %w", one.Destination, err)
 			}
 		}
-		if !one.ReadOnly {
+		if !one.ReadOnly && !termlog.Is(one.Destination, one.Source, one.ReadOnly) {
 			m.log.Infof("mount %s is a copy of the host's %s: what is written to it stays in the virtual machine", one.Destination, one.Source)
 		}
 	}
