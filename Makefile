@@ -26,8 +26,8 @@ AGENT_BUILD := CGO_ENABLED=1 PKG_CONFIG=$(SECCOMP)/pkg-config CGO_LDFLAGS='-O2 -
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # The packages whose tests run the whole path have a target of their own.
-E2E_PACKAGES  := ./test/e2e/... ./test/faults/... ./test/truth/...
-UNIT_PACKAGES = $$(go list ./... | grep -v -E '/test/(e2e|faults|truth)(/|$$)')
+E2E_PACKAGES  := ./test/e2e/... ./test/faults/... ./test/truth/... ./test/cri/...
+UNIT_PACKAGES = $$(go list ./... | grep -v -E '/test/(e2e|faults|truth|cri)(/|$$)')
 TEST_FLAGS    ?=
 FUZZ_TIME     ?= 2m
 
@@ -68,15 +68,24 @@ run: guest-image images ## run a real image in a VM under a private containerd, 
 	@$(ENV) $(BIN)/demo
 
 .PHONY: test
-test: test-unit test-e2e conformance-short ## every test: unit tests with -race, the ones that boot VMs, and suites of others in short
+test: test-unit test-kubernetes test-e2e conformance-short ## every test: unit tests with -race, the Helm chart, the ones that boot VMs, and suites of others in short
 
 .PHONY: test-unit
 test-unit: tools ## unit tests with the race detector
 	@$(ENV) go test -race $(TEST_FLAGS) -timeout 15m $(UNIT_PACKAGES)
 
+# A module of its own, for which Helm and types of Kubernetes are built.
+.PHONY: test-kubernetes
+test-kubernetes: run-tools ## the Helm chart, rendered by Helm and read with Kubernetes' types
+	@$(ENV) cd test/kubernetes && go test $(TEST_FLAGS) -timeout 10m ./...
+
 .PHONY: test-e2e
 test-e2e: tools guest-image images ## end-to-end and fault tests: containerd, the shim, QEMU and a guest
 	@$(ENV) go test -race -count=1 $(TEST_FLAGS) -timeout 30m -p 1 $(E2E_PACKAGES)
+
+.PHONY: test-cri
+test-cri: tools guest-image images ## pods by the CRI of three containerds, as the kubelet makes them (test-e2e has a selection)
+	@$(ENV) go test -race -count=1 $(TEST_FLAGS) -timeout 30m ./test/cri -args -all
 
 .PHONY: test-vhost-vsock
 test-vhost-vsock: guest-image ## the kernel's vsock backend, inside an outer VM where the host has none (slow)
@@ -110,10 +119,13 @@ lint: tools ## gofmt, vet, staticcheck and the house rules
 	@$(ENV) go test -count=1 ./test/policy
 
 .PHONY: bench
-bench: guest-image images ## the phases of a ctr run, its memory, and what the strategies for layers cost, into .build/bench
-	@test/setup/tools.sh fio
+bench: guest-image images conformance-program ## a ctr run by phases, memory, layers, execs and their streams, runc beside, into .build/bench
+	@test/setup/tools.sh fio runc iperf3
 	@$(ENV) go run ./test/bench -out $(BUILD)/bench
 	@$(ENV) go run ./test/bench/disks -out $(BUILD)/bench
+	@$(ENV) go run ./test/bench/execs -out $(BUILD)/bench
+	@$(ENV) go run ./test/bench/network -out $(BUILD)/bench
+	@$(ENV) $(CONFORMANCE) benchmarks
 
 .PHONY: proto
 proto: ## regenerate agentclient/pb from its .proto files

@@ -61,6 +61,37 @@ func Pack(ctx context.Context, conn net.Conn, r streamwire.Request, archive io.W
 	})
 }
 
+// Fetch returns the content of the copy that a container has of a file of the
+// host, or its last streamwire.MaxFetch bytes. It takes over conn, as Unpack does.
+func Fetch(ctx context.Context, conn net.Conn, r streamwire.Request) ([]byte, error) {
+	r.Operation = streamwire.Fetch
+	var content []byte
+	err := operate(ctx, conn, r, func(frame *streamwire.Frame) error {
+		for {
+			data, err := frame.Receive(conn)
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if len(content)+len(data) > streamwire.MaxFetch {
+				return fmt.Errorf("the guest sends more than %d bytes", streamwire.MaxFetch)
+			}
+			content = append(content, data...)
+		}
+	})
+	return content, err
+}
+
+// Remove removes from the copies that a container has of the host's files what the
+// path names, with all below it. What is not there is no error. It takes over conn,
+// as Unpack does.
+func Remove(ctx context.Context, conn net.Conn, r streamwire.Request) error {
+	r.Operation = streamwire.Remove
+	return operate(ctx, conn, r, func(*streamwire.Frame) error { return nil })
+}
+
 // operate makes a request and does what follows its answer, for as long as ctx
 // lets it.
 func operate(ctx context.Context, conn net.Conn, r streamwire.Request, follow func(*streamwire.Frame) error) error {

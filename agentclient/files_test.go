@@ -165,3 +165,43 @@ func TestAForwardThatIsClosedWaitsForNobody(t *testing.T) {
 		t.Error("somebody came")
 	}
 }
+
+func TestFetchHasTheContentAndNoMoreThanItMayHave(t *testing.T) {
+	for _, size := range []int{0, 5, streamwire.MaxFetch, streamwire.MaxFetch + 1} {
+		want := bytes.Repeat([]byte("m"), size)
+		conn := filesPair(t, func(c net.Conn, r streamwire.Request) {
+			if r.Operation != streamwire.Fetch || r.Path != "3" {
+				t.Errorf("%+v", r)
+			}
+			_ = streamwire.WriteAnswer(c, nil)
+			var f streamwire.Frame
+			for rest := want; len(rest) > 0; {
+				n := copy(f.Room(), rest)
+				if f.Send(c, n) != nil {
+					return // the host has heard enough
+				}
+				rest = rest[n:]
+			}
+			_ = streamwire.SendEnd(c)
+		})
+		got, err := Fetch(t.Context(), conn, streamwire.Request{Container: "c", Path: "3"})
+		if tooMuch := size > streamwire.MaxFetch; (err != nil) != tooMuch || !tooMuch && !bytes.Equal(got, want) {
+			t.Errorf("%d bytes arrive as %d, %v", size, len(got), err)
+		}
+	}
+}
+
+func TestRemoveHasTheGuestsAnswer(t *testing.T) {
+	for _, refusal := range []error{nil, fmt.Errorf("no: %w", errdefs.ErrInvalidArgument)} {
+		conn := filesPair(t, func(c net.Conn, r streamwire.Request) {
+			if r.Operation != streamwire.Remove {
+				t.Errorf("%+v", r)
+			}
+			_ = streamwire.WriteAnswer(c, refusal)
+		})
+		err := Remove(t.Context(), conn, streamwire.Request{Container: "c", Path: "3/x"})
+		if (err != nil) != (refusal != nil) || refusal != nil && !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%v, want %v", err, refusal)
+		}
+	}
+}

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -29,6 +30,12 @@ const DefaultPath = "/etc/erofsvm/configuration.toml"
 // maxSize bounds a configuration, in bytes; ConfigBody comes over an RPC.
 const maxSize = 1 << 20
 
+// Bounds that others check values against before they are a configuration's.
+const (
+	MinMemoryMiB = 128 // less does not boot
+	MaxSlots     = 512
+)
+
 //go:embed configuration.toml
 var defaults []byte
 
@@ -38,16 +45,18 @@ var ErrInvalid = errors.New("invalid configuration")
 // Config is the whole configuration. The comments of configuration.toml say
 // what each key means.
 type Config struct {
-	StateDir   string     `toml:"state_dir"`
-	CacheDir   string     `toml:"cache_dir"`
-	Hypervisor Hypervisor `toml:"hypervisor"`
-	Guest      Guest      `toml:"guest"`
-	Vsock      Vsock      `toml:"vsock"`
-	Rootfs     Rootfs     `toml:"rootfs"`
-	Mounts     Mounts     `toml:"mounts"`
-	Deadlines  Deadlines  `toml:"deadlines"`
-	Log        Log        `toml:"log"`
-	Debug      Debug      `toml:"debug"`
+	StateDir    string      `toml:"state_dir"`
+	CacheDir    string      `toml:"cache_dir"`
+	Hypervisor  Hypervisor  `toml:"hypervisor"`
+	Guest       Guest       `toml:"guest"`
+	Vsock       Vsock       `toml:"vsock"`
+	Network     Network     `toml:"network"`
+	Rootfs      Rootfs      `toml:"rootfs"`
+	Mounts      Mounts      `toml:"mounts"`
+	Annotations Annotations `toml:"annotations"`
+	Deadlines   Deadlines   `toml:"deadlines"`
+	Log         Log         `toml:"log"`
+	Debug       Debug       `toml:"debug"`
 }
 
 // Hypervisor configures QEMU.
@@ -70,12 +79,20 @@ type Guest struct {
 	Initrd       string `toml:"initrd"`
 	KernelParams string `toml:"kernel_params"`
 	Hooks        string `toml:"hooks"`
+	Pause        string `toml:"pause"`
 }
 
 // Vsock chooses the transport between shim and agent.
 type Vsock struct {
 	Backend    string `toml:"backend"`
 	DevicePath string `toml:"device_path"`
+}
+
+// Network configures how a pod's network gets into the guest.
+type Network struct {
+	Model    string `toml:"model"`
+	Queues   int    `toml:"queues"`
+	VhostNet bool   `toml:"vhost_net"`
 }
 
 // Rootfs configures how layers become disks.
@@ -90,8 +107,25 @@ type Rootfs struct {
 
 // Mounts configures what becomes of bind mounts.
 type Mounts struct {
-	CopyMiB   int `toml:"copy_mib"`
-	CopyFiles int `toml:"copy_files"`
+	Bind        string `toml:"bind"`
+	CopyMiB     int    `toml:"copy_mib"`
+	CopyFiles   int    `toml:"copy_files"`
+	Virtiofsd   string `toml:"virtiofsd"`
+	EmptyDir    string `toml:"empty_dir"`
+	EmptyDirMiB int    `toml:"empty_dir_mib"`
+}
+
+// BindVirtioFS is the value of Mounts.Bind that has guests see the host's files.
+const BindVirtioFS = "virtiofs"
+
+// EmptyDirGuest is the value of Mounts.EmptyDir that has emptyDirs live in the guest.
+const EmptyDirGuest = "guest"
+
+// Annotations configures what a pod may say about its own VM.
+type Annotations struct {
+	// Allowed are patterns for names, as path.Match reads them. Nobody changes
+	// the slice.
+	Allowed []string `toml:"allowed"`
 }
 
 // Deadlines bound every wait.
@@ -144,6 +178,9 @@ func Default() Config {
 	return c
 }
 
+// Defaults is the file that has every key with its default and a comment.
+func Defaults() []byte { return bytes.Clone(defaults) }
+
 // Load reads the file at path over the defaults. With an empty path it reads
 // DefaultPath, and returns the defaults if that does not exist.
 func Load(path string) (Config, error) {
@@ -171,7 +208,7 @@ func Parse(name string, data []byte) (Config, error) {
 	if err := decode(data, &c); err != nil {
 		return Config{}, fmt.Errorf("%w: %s:%w", ErrInvalid, name, err)
 	}
-	if err := c.validate(); err != nil {
+	if err := c.Validate(); err != nil {
 		return Config{}, fmt.Errorf("%w: %s: %w", ErrInvalid, name, err)
 	}
 	return c, nil
@@ -207,8 +244,9 @@ func decode(data []byte, c *Config) error {
 	return err
 }
 
-// validate checks what can be checked without looking at the host.
-func (c *Config) validate() error {
+// Validate checks what can be checked without looking at the host. What Parse
+// returned is valid; the error names each key whose value is not.
+func (c *Config) Validate() error {
 	var errs []error
 	bad := func(key, format string, args ...any) {
 		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
@@ -225,7 +263,7 @@ func (c *Config) validate() error {
 	}
 	// A comma would start another suboption on QEMU's command line, a newline
 	// another extent in a descriptor.
-	path := func(key, value string, absolute bool) {
+	file := func(key, value string, absolute bool) {
 		switch {
 		case value == "":
 			bad(key, "is empty")
@@ -236,37 +274,49 @@ func (c *Config) validate() error {
 		}
 	}
 
-	path("state_dir", c.StateDir, true)
-	path("cache_dir", c.CacheDir, true)
-	path("hypervisor.path", c.Hypervisor.Path, false)
+	file("state_dir", c.StateDir, true)
+	file("cache_dir", c.CacheDir, true)
+	file("hypervisor.path", c.Hypervisor.Path, false)
 	oneOf("hypervisor.machine", c.Hypervisor.Machine, "q35")
 	oneOf("hypervisor.accelerator", c.Hypervisor.Accelerator, "auto", "kvm", "tcg")
 	between("hypervisor.vcpus", c.Hypervisor.VCPUs, 1, 255)
-	between("hypervisor.memory_mib", c.Hypervisor.MemoryMiB, 128, 1<<20)
+	between("hypervisor.memory_mib", c.Hypervisor.MemoryMiB, MinMemoryMiB, 1<<20)
 	if c.Hypervisor.MaxVCPUs != 0 {
 		between("hypervisor.max_vcpus", c.Hypervisor.MaxVCPUs, c.Hypervisor.VCPUs, 255)
 	}
 	if c.Hypervisor.MaxMemoryMiB != 0 {
 		between("hypervisor.max_memory_mib", c.Hypervisor.MaxMemoryMiB, c.Hypervisor.MemoryMiB, 1<<20)
 	}
-	between("hypervisor.slots", c.Hypervisor.Slots, 2, 512)
+	between("hypervisor.slots", c.Hypervisor.Slots, 2, MaxSlots)
 	oneOf("hypervisor.block_driver", c.Hypervisor.BlockDriver, "virtio-blk", "virtio-scsi")
 	oneOf("hypervisor.aio", c.Hypervisor.AIO, "threads", "io_uring")
-	path("guest.kernel", c.Guest.Kernel, true)
-	path("guest.initrd", c.Guest.Initrd, true)
+	file("guest.kernel", c.Guest.Kernel, true)
+	file("guest.initrd", c.Guest.Initrd, true)
 	if strings.ContainsAny(c.Guest.KernelParams, "\n\r\x00") {
 		bad("guest.kernel_params", "contains a control character")
 	}
 	oneOf("guest.hooks", c.Guest.Hooks, "refuse", "pass")
+	oneOf("guest.pause", c.Guest.Pause, "virtual", "run")
 	oneOf("vsock.backend", c.Vsock.Backend, "auto", "kernel", "vhost-user")
-	path("vsock.device_path", c.Vsock.DevicePath, false)
-	path("rootfs.mkfs_erofs", c.Rootfs.MkfsErofs, false)
-	path("rootfs.mkfs_ext4", c.Rootfs.MkfsExt4, false)
+	file("vsock.device_path", c.Vsock.DevicePath, false)
+	oneOf("network.model", c.Network.Model, "tap", "macvtap", "none")
+	between("network.queues", c.Network.Queues, 0, 32)
+	file("rootfs.mkfs_erofs", c.Rootfs.MkfsErofs, false)
+	file("rootfs.mkfs_ext4", c.Rootfs.MkfsExt4, false)
 	oneOf("rootfs.layers", c.Rootfs.Layers, "auto", "merge", "partition")
 	between("rootfs.cache_mib", c.Rootfs.CacheMiB, 1, 1<<20)
 	between("rootfs.memory_upper_mib", c.Rootfs.MemoryUpperMiB, 0, 1<<20)
+	oneOf("mounts.bind", c.Mounts.Bind, "copy", BindVirtioFS)
+	file("mounts.virtiofsd", c.Mounts.Virtiofsd, false)
 	between("mounts.copy_mib", c.Mounts.CopyMiB, 0, 1<<20)
 	between("mounts.copy_files", c.Mounts.CopyFiles, 0, 1<<20)
+	oneOf("mounts.empty_dir", c.Mounts.EmptyDir, EmptyDirGuest, "bind")
+	between("mounts.empty_dir_mib", c.Mounts.EmptyDirMiB, 64, 1<<20)
+	for _, pattern := range c.Annotations.Allowed {
+		if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
+			bad("annotations.allowed", "%q is no pattern such as \"io.erofsvm.hypervisor.*\"", pattern)
+		}
+	}
 	for key, d := range map[string]Duration{
 		"qemu": c.Deadlines.QEMU, "agent": c.Deadlines.Agent, "plug": c.Deadlines.Plug,
 		"call": c.Deadlines.Call, "plan": c.Deadlines.Plan, "create": c.Deadlines.Create,
@@ -279,7 +329,7 @@ func (c *Config) validate() error {
 	}
 	oneOf("log.level", c.Log.Level, "error", "warn", "info", "debug", "trace")
 	if c.Debug.TraceDir != "" {
-		path("debug.trace_dir", c.Debug.TraceDir, true)
+		file("debug.trace_dir", c.Debug.TraceDir, true)
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return errors.Join(errs...)

@@ -14,7 +14,7 @@ import (
 
 func TestDefaultsAreValid(t *testing.T) {
 	c := Default()
-	if err := c.validate(); err != nil {
+	if err := c.Validate(); err != nil {
 		t.Fatal(err)
 	}
 	if c.Deadlines.Agent.Std() != time.Minute || c.Hypervisor.MemoryMiB != 512 {
@@ -76,6 +76,11 @@ func TestBadConfigurationNamesFileLineAndKey(t *testing.T) {
 		{"less memory at most", "[hypervisor]\nmax_memory_mib = 511\n", []string{"hypervisor.max_memory_mib", "512"}},
 		{"suboption injection", "[guest]\nkernel = \"/boot/x,readonly=off\"\n", []string{"guest.kernel", "comma"}},
 		{"relative kernel", "[guest]\nkernel = \"vmlinux\"\n", []string{"guest.kernel", "absolute"}},
+		{"broken pattern", "[annotations]\nallowed = [\"io.erofsvm.[\"]\n", []string{"annotations.allowed", "io.erofsvm.["}},
+		{"empty pattern", "[annotations]\nallowed = [\"\"]\n", []string{"annotations.allowed"}},
+		{"mounts", "[mounts]\nbind = \"nfs\"\n", []string{"mounts.bind", "copy, virtiofs"}},
+		{"no daemon", "[mounts]\nvirtiofsd = \"\"\n", []string{"mounts.virtiofsd", "empty"}},
+		{"emptyDirs", "[mounts]\nempty_dir = \"host\"\nempty_dir_mib = 1\n", []string{"mounts.empty_dir:", "guest, bind", "mounts.empty_dir_mib", "64"}},
 		{"two errors at once", "[hypervisor]\nvcpus = 0\nslots = 0\n", []string{"vcpus", "slots"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -115,7 +120,7 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Parse("fuzz", data)
 		if err == nil {
-			if verr := c.validate(); verr != nil {
+			if verr := c.Validate(); verr != nil {
 				t.Fatalf("accepted but invalid: %v", verr)
 			}
 		}

@@ -42,7 +42,8 @@ type Disk struct {
 	Path     string // absolute; with Files it only names the disk in errors
 	ReadOnly bool
 
-	// Files are regular files (a memfd is one): of a raw disk one, the image;
+	// Files are regular files (a memfd is one): of a raw disk one, the image, which
+	// may be a block device of the host instead;
 	// of a vmdk those that its extents are ranges of. They are open for
 	// reading, and for writing too unless ReadOnly. They stay the caller's,
 	// who may close them once Attach has returned: the VM has them opened anew,
@@ -55,7 +56,23 @@ type Disk struct {
 	Descriptor func(names []string) ([]byte, error)
 }
 
-// Attachment says where the guest finds a disk. One of the two is set, by the
+// NIC is a network interface to attach.
+type NIC struct {
+	ID  string // as of a disk, and unique among the NICs
+	MAC net.HardwareAddr
+	// MTU is the largest that the guest may set, and what it sets at first; 0
+	// lets it choose.
+	MTU int
+	// Queues are descriptors of one tap device, one for each pair of queues, which
+	// carry frames with a virtio-net header in front (IFF_VNET_HDR). They
+	// stay the caller's, who may close them once AttachNIC has returned.
+	Queues []*os.File
+	// Vhost are as many descriptors of /dev/vhost-net, or none: QEMU then
+	// carries the frames itself. They stay the caller's as well.
+	Vhost []*os.File
+}
+
+// Attachment says where the guest finds a device. One of the two is set, by the
 // kind of device that the VM's disks are.
 type Attachment struct {
 	// PCIPath is the path of a virtio-blk device from the root bus, slots in hex
@@ -67,6 +84,30 @@ type Attachment struct {
 	SCSI string
 }
 
+// Share is files and directories of the host that the guest may mount, as one
+// filesystem of type virtiofs with the ID as its tag.
+type Share struct {
+	ID      string // as a Disk's, and unique among disks too
+	Entries []ShareEntry
+	// Hide are types of filesystems, in the words of proc_pid_mountinfo(5), that
+	// the guest does not see where they are mounted below an entry.
+	Hide []string
+}
+
+// ShareEntry is one file or directory, under a name at the root of the filesystem.
+// The guest reaches nothing above it, whatever it does.
+type ShareEntry struct {
+	Name string // 1 to 64 letters, digits and '-', not first a '-'; unique in the share
+	// Tree is a mount of the file or directory that is attached nowhere, of
+	// open_tree(2) with OPEN_TREE_CLONE. It stays the caller's, to close once
+	// AttachShare has returned, and cannot be used for a second one.
+	Tree *os.File
+	// ReadOnly is held to by the host, for what is mounted in the tree too.
+	ReadOnly bool
+	// Receive shows the guest also what the host mounts below the tree later.
+	Receive bool
+}
+
 // VM is one running virtual machine. Methods may be called from any goroutine
 // and at the same time. Each of them returns when its context ends, and with an
 // error that wraps ErrGone when the VM ends first.
@@ -76,11 +117,23 @@ type VM interface {
 	// Where no slot is free but those given back just now, it first waits for one.
 	// On an error nothing of the disk stays behind.
 	Attach(ctx context.Context, d Disk) (Attachment, error)
-	// Detach unplugs a disk and waits until the guest has let go of it, which it
-	// does whether or not it has the disk mounted: the caller has it unmounted
-	// first. Detaching a disk that is not attached is no error. After an error
-	// the disk may be half gone, and a further call goes on with it.
+	// AttachShare hot-plugs a share, as Attach does a disk. While it is attached a
+	// process of the host serves it; if that ends, so does the VM, since whoever
+	// waits for a file in the guest would wait for ever.
+	AttachShare(ctx context.Context, s Share) error
+	// Detach unplugs a disk or a share and waits until the guest has let go of it,
+	// which it does whether or not it is mounted: the caller has it unmounted
+	// first. Detaching what is not attached is no error. After an error it may
+	// be half gone, and a further call goes on with it.
 	Detach(ctx context.Context, id string) error
+	// AttachNIC hot-plugs a network interface; legal from the first moment. The
+	// guest, which may find it later, knows it by its MAC, and by its place, which
+	// is a PCIPath with every kind of disk. On an error nothing of it stays behind.
+	AttachNIC(ctx context.Context, n NIC) (Attachment, error)
+	// DetachNIC unplugs a network interface and waits until the guest has let go
+	// of it. One that is not attached is no error. After an error it may be
+	// half gone, and a further call goes on with it.
+	DetachNIC(ctx context.Context, id string) error
 	// Limits is the largest size that AddCPUs and AddMemory can give the VM; at
 	// least what it has.
 	Limits() (vcpus, memoryMiB int)

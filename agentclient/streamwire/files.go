@@ -13,9 +13,15 @@ const (
 	// FilesFeature is what an agent that speaks docs/files-wire.md has among its
 	// extra_features.
 	FilesFeature = "erofsvm.files/1"
+	// CopiesFeature is what it has besides if it knows the operations on the copies
+	// of the host's files, Fetch and Remove.
+	CopiesFeature = "erofsvm.copies/1"
 
 	// FilesPort is the vsock port of the guest for it.
 	FilesPort = 1029
+
+	// MaxFetch is how much of a file Fetch returns at most, in bytes: its end.
+	MaxFetch = 64 << 10
 
 	maxContainer = 128
 	maxPath      = 4096
@@ -31,6 +37,8 @@ const (
 	Unpack Operation = iota
 	Pack
 	Forward
+	Fetch
+	Remove
 )
 
 // String is the name of the operation, as on the page.
@@ -42,6 +50,10 @@ func (o Operation) String() string {
 		return "pack"
 	case Forward:
 		return "forward"
+	case Fetch:
+		return "fetch"
+	case Remove:
+		return "remove"
 	}
 	return fmt.Sprintf("operation %d", byte(o))
 }
@@ -123,7 +135,7 @@ func ReadRequest(r io.Reader) (Request, error) {
 // check says, as an error of the class, what cannot be in a request.
 func (r *Request) check(class error) error {
 	switch {
-	case r.Operation > Forward:
+	case r.Operation > Remove:
 		return fmt.Errorf("a request for %s: %w", r.Operation, class)
 	case r.Container == "" || len(r.Container) > maxContainer || strings.ContainsRune(r.Container, 0):
 		return fmt.Errorf("a request for container %.140q: %w", r.Container, class)

@@ -16,6 +16,8 @@ func TestRequestsArriveAsTheyWereSent(t *testing.T) {
 		{Operation: Pack, Container: strings.Repeat("c", 128), Path: strings.Repeat("p", 4096), Entry: true},
 		{Operation: Forward, Container: "c", Path: "0", Mode: 0o660, User: 1, Group: 1<<32 - 1},
 		{Operation: Pack, Container: "c"},
+		{Operation: Fetch, Container: "c", Path: "3"},
+		{Operation: Remove, Container: "c", Path: "3/..old"},
 	} {
 		var wire bytes.Buffer
 		if err := WriteRequest(&wire, want); err != nil {
@@ -31,7 +33,7 @@ func TestRequestsArriveAsTheyWereSent(t *testing.T) {
 
 func TestRequestsThatDoNotFitAreNotSent(t *testing.T) {
 	for _, r := range []Request{
-		{}, {Container: "c", Operation: 3}, {Container: strings.Repeat("c", 129)}, {Container: "c\x00"},
+		{}, {Container: "c", Operation: 5}, {Container: strings.Repeat("c", 129)}, {Container: "c\x00"},
 		{Container: "c", Path: strings.Repeat("p", 4097)}, {Container: "c", Path: "a\x00b"},
 	} {
 		var wire bytes.Buffer
@@ -48,7 +50,7 @@ func TestWhatIsNoRequestIsRefused(t *testing.T) {
 	}
 	for name, change := range map[string]func([]byte) []byte{
 		"another magic":     func(b []byte) []byte { b[3] = '2'; return b },
-		"another operation": func(b []byte) []byte { b[4] = 3; return b },
+		"another operation": func(b []byte) []byte { b[4] = 5; return b },
 		"another flag":      func(b []byte) []byte { b[5] = 4; return b },
 		"no container":      func(b []byte) []byte { b[19] = 0; return b },
 		"a long container":  func(b []byte) []byte { b[18] = 1; return b },

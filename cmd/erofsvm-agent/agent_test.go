@@ -227,6 +227,7 @@ func TestAgentInVM(t *testing.T) {
 	t.Run("out of memory", func(t *testing.T) { testOOM(t, g) })
 	t.Run("hooks and sysctls", func(t *testing.T) { testHooks(t, g) })
 	t.Run("seccomp", func(t *testing.T) { testSeccomp(t, g) })
+	t.Run("containers of a pod", func(t *testing.T) { testPod(t, g) })
 	t.Run("many short execs", func(t *testing.T) { testManyExecs(t, g) })
 	t.Run("a disk that does not come", func(t *testing.T) {
 		client := agentclient.New(g.dial(t, layout.PortAgent), agentclient.Deadlines{Create: 2 * time.Second})
@@ -274,7 +275,9 @@ func testSandbox(t *testing.T, g *guest) {
 	if err := g.client.ReseedRandomDev(ctx, bytes.Repeat([]byte{1, 2, 3, 4}, 16)); err != nil {
 		t.Error(err)
 	}
-	if err := g.client.CreateSandbox(ctx, &pb.CreateSandboxRequest{Hostname: "pod", Dns: []string{"nameserver 192.0.2.1"}, SandboxId: "pod"}); err != nil {
+	if err := g.client.CreateSandbox(ctx, &pb.CreateSandboxRequest{Hostname: "pod", Dns: []string{"nameserver 192.0.2.1"}, SandboxId: "pod", Storages: []*pb.Storage{{
+		Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", MountPoint: podMemory, Options: []string{"nosuid", "nodev", "noexec", "mode=1777", "size=1048576"},
+	}}}); err != nil {
 		t.Error(err)
 	}
 	details, err := g.client.GetGuestDetails(ctx)

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/guest/agent"
+	"github.com/erofsvm/erofsvm/guest/podinit"
 )
 
 func init() {
@@ -20,6 +21,10 @@ func init() {
 	// process of a container. Init does not return.
 	if len(os.Args) > 1 && os.Args[1] == "init" {
 		libcontainer.Init()
+	}
+	// And the agent runs it again to be the first process of a pid namespace.
+	if len(os.Args) > 1 && os.Args[1] == podinit.Word {
+		podinit.Main()
 	}
 	// Orphans fall to the main thread, see boot.ReapOrphans.
 	runtime.LockOSThread()

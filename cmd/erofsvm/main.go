@@ -1,25 +1,38 @@
-// Command erofsvm is for people who look into the runtime; containerd runs the
-// shim instead.
+// Command erofsvm is for people who install the runtime or look into it; containerd
+// runs the shim instead.
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
+	"os/signal"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/configs"
+	"github.com/erofsvm/erofsvm/configs/hostcheck"
+	"github.com/erofsvm/erofsvm/configs/install"
+	"github.com/erofsvm/erofsvm/configs/nodelabel"
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/rootfs/planview"
 )
 
 func main() {
-	root := &cobra.Command{Use: "erofsvm", Short: "look into the runtime erofsvm", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(planview.NewCommand(defaults()))
-	if err := root.Execute(); err != nil {
+	// Label runs until it is ended; what others do is given up.
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM)
+	defer stop()
+	if err := command().ExecuteContext(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "erofsvm:", planview.Line(err))
 		os.Exit(1)
 	}
+}
+
+func command() *cobra.Command {
+	root := &cobra.Command{Use: "erofsvm", Short: "install the runtime erofsvm, or look into it", SilenceUsage: true, SilenceErrors: true}
+	root.AddCommand(planview.NewCommand(defaults()), hostcheck.NewCommand(), install.NewCommand(), install.NewUninstallCommand(), nodelabel.NewCommand())
+	return root
 }
 
 // defaults are what the shim plans with if its configuration says nothing.

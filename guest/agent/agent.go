@@ -26,6 +26,8 @@ import (
 	"github.com/erofsvm/erofsvm/guest/container"
 	"github.com/erofsvm/erofsvm/guest/files"
 	"github.com/erofsvm/erofsvm/guest/layout"
+	"github.com/erofsvm/erofsvm/guest/network"
+	"github.com/erofsvm/erofsvm/guest/ports"
 	"github.com/erofsvm/erofsvm/guest/server"
 	"github.com/erofsvm/erofsvm/guest/storage"
 	"github.com/erofsvm/erofsvm/guest/stream"
@@ -76,14 +78,16 @@ func Run(began time.Time) error {
 		return err
 	}
 	ready := make(chan struct{})
-	containers := container.NewManager(
-		container.Dirs{Base: storage.Base, State: stateDir},
-		storageSystem(modules, log))
-	sockets := files.NewSockets(filepath.Join(storage.Base, container.Copies))
+	demand := boot.NewDemand(layout.ModuleDir, modules)
+	system := storageSystem(demand, log)
+	containers := container.NewManager(container.Dirs{Base: storage.Base, State: stateDir}, system)
+	copies := filepath.Join(storage.Base, container.Copies)
+	sockets := files.NewSockets(copies)
 	containers.OnRemoval(sockets.Close)
 	calls, err := server.New(server.Config{
 		Containers: containers,
-		Sandbox:    &server.Sandbox{Base: storage.Base},
+		Sandbox:    &server.Sandbox{Base: storage.Base, System: system},
+		Network:    network.New(demand),
 		Log:        log,
 		Ready:      ready,
 	})
@@ -99,11 +103,16 @@ func Run(began time.Time) error {
 	if err != nil {
 		return err
 	}
+	portsPort, err := listen(layout.PortPorts)
+	if err != nil {
+		return err
+	}
 	ctx, stop := context.WithCancelCause(context.Background())
 	go func() { stop(fmt.Errorf("serve streams: %w", stream.Serve(ctx, streamPort, containers.Stream, log))) }()
 	go func() {
-		stop(fmt.Errorf("serve files: %w", files.Serve(ctx, filesPort, containers.Root, sockets, log)))
+		stop(fmt.Errorf("serve files: %w", files.Serve(ctx, filesPort, containers.Root, sockets, files.Copies(copies), log)))
 	}()
+	go func() { stop(fmt.Errorf("serve ports: %w", ports.Serve(ctx, portsPort, log))) }()
 	go func() { stop(fmt.Errorf("serve calls: %w", server.Serve(ctx, calls, agentPort))) }()
 	go serveLog(ctx, lines, log)
 	go func() {
@@ -118,11 +127,11 @@ func Run(began time.Time) error {
 
 // storageSystem is what mounts of this guest are made with. Layers that turn out
 // to be corrupt are named in the log.
-func storageSystem(modules []boot.Module, log *slog.Logger) storage.System {
+func storageSystem(modules *boot.Demand, log *slog.Logger) storage.System {
 	devices := verity.New(log)
 	return storage.System{
 		Disks:   uevent.Finder{Sys: "/sys", Dev: "/dev"},
-		Modules: boot.NewDemand(layout.ModuleDir, modules),
+		Modules: modules,
 		Verity: storage.VerityFunc(func(l verity.Layer) (storage.Protected, error) {
 			dev, err := devices.Open(l)
 			if err != nil {

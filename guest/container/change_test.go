@@ -195,9 +195,9 @@ func TestStreamThatAProcessDoesNotHave(t *testing.T) {
 	}
 }
 
-func TestSysctlsOfTheNetworkAreTheGuests(t *testing.T) {
+func TestSysctlsOfNamespacesThatAreThePodsAreTheGuests(t *testing.T) {
 	dir := t.TempDir()
-	for _, path := range []string{"net/ipv4/ip_forward", "net/ipv4/conf/eth0.100/rp_filter"} {
+	for _, path := range []string{"net/ipv4/ip_forward", "net/ipv4/conf/eth0.100/rp_filter", "kernel/shmmax", "fs/mqueue/msg_max"} {
 		if err := os.MkdirAll(filepath.Dir(filepath.Join(dir, path)), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -213,15 +213,17 @@ func TestSysctlsOfTheNetworkAreTheGuests(t *testing.T) {
 		return string(text)
 	}
 	spec := &specs.Spec{Linux: &specs.Linux{Sysctl: map[string]string{
-		"net.ipv4.ip_forward": "1", "net/ipv4/conf/eth0.100/rp_filter": "2", "kernel.shmmax": "3",
+		"net.ipv4.ip_forward": "1", "net/ipv4/conf/eth0.100/rp_filter": "2", "kernel.shmmax": "3", "fs.mqueue.msg_max": "4",
+		"kernel.domainname": "6",
 	}}}
 	if err := setGuestSysctls(dir, spec); err != nil {
 		t.Fatal(err)
 	}
-	if read("net/ipv4/ip_forward") != "1" || read("net/ipv4/conf/eth0.100/rp_filter") != "2" {
+	if read("net/ipv4/ip_forward") != "1" || read("net/ipv4/conf/eth0.100/rp_filter") != "2" ||
+		read("kernel/shmmax") != "3" || read("fs/mqueue/msg_max") != "4" {
 		t.Error("they were not set")
 	}
-	if !reflect.DeepEqual(spec.Linux.Sysctl, map[string]string{"kernel.shmmax": "3"}) {
+	if !reflect.DeepEqual(spec.Linux.Sysctl, map[string]string{"kernel.domainname": "6"}) {
 		t.Errorf("libcontainer is left with %v", spec.Linux.Sysctl)
 	}
 	if sysctlPath("net.ipv4.conf.eth0/100.rp_filter") != "net/ipv4/conf/eth0.100/rp_filter" {
@@ -229,12 +231,13 @@ func TestSysctlsOfTheNetworkAreTheGuests(t *testing.T) {
 	}
 
 	own := &specs.Spec{Linux: &specs.Linux{
-		Namespaces: []specs.LinuxNamespace{{Type: specs.NetworkNamespace}}, Sysctl: map[string]string{"net.ipv4.ip_forward": "5"},
+		Namespaces: []specs.LinuxNamespace{{Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace}},
+		Sysctl:     map[string]string{"net.ipv4.ip_forward": "5", "kernel.shmmax": "5"},
 	}}
-	if err := setGuestSysctls(dir, own); err != nil || len(own.Linux.Sysctl) != 1 || read("net/ipv4/ip_forward") != "1" {
-		t.Errorf("a network of its own: %v", err)
+	if err := setGuestSysctls(dir, own); err != nil || len(own.Linux.Sysctl) != 2 || read("net/ipv4/ip_forward") != "1" || read("kernel/shmmax") != "3" {
+		t.Errorf("namespaces of its own: %v", err)
 	}
-	for _, bad := range []string{"net", "net.", "net..x", "net/../kernel/core_pattern", "net.ipv4//../x", "net/ipv4/", "net.ipv4\x00"} {
+	for _, bad := range []string{"net", "net.", "net..x", "net/../kernel/core_pattern", "net.ipv4//../x", "net/ipv4/", "net.ipv4\x00", "fs.mqueue..x"} {
 		spec := &specs.Spec{Linux: &specs.Linux{Sysctl: map[string]string{bad: "1"}}}
 		if err := setGuestSysctls(dir, spec); !errors.Is(err, errdefs.ErrInvalidArgument) {
 			t.Errorf("%q: %v", bad, err)

@@ -73,7 +73,7 @@ func removeCopies(base, id string) error { return os.RemoveAll(filepath.Join(bas
 
 // create mounts the root filesystem and starts the first process, which then
 // waits for start. On an error nothing is left of either, nor of the copies.
-func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storage, wire *pb.Spec, system storage.System) (err error) {
+func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storage, devices []*pb.Device, wire *pb.Spec, system storage.System) (err error) {
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, removeCopies(dirs.Base, c.id))
@@ -86,6 +86,9 @@ func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storag
 	spec, err := toSpec(wire, c.id, storage.RootfsPath(dirs.Base, c.id))
 	if err != nil {
 		return err
+	}
+	if err := giveDisks(ctx, spec, devices, system); err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
 	}
 	if err := setGuestSysctls("/proc/sys", spec); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
@@ -112,6 +115,7 @@ func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storag
 		err = c.init.start(c.lib, func(int) {
 			c.lookForOOM()
 			c.stopped()
+			c.endRest()
 		})
 	}
 	if err == nil {
@@ -121,6 +125,13 @@ func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storag
 		return errors.Join(fmt.Errorf("container %s: %w", c.id, err), c.destroy())
 	}
 	return nil
+}
+
+// endRest kills what the first process has left behind. In a pid namespace of the
+// container's own nothing is: there they all die with it (pid_namespaces(7)).
+func (c *Container) endRest() {
+	// The directory is gone if the container is being removed meanwhile.
+	_ = os.WriteFile(filepath.Join(c.cgroup, "cgroup.kill"), []byte("1"), 0)
 }
 
 // destroy removes what libcontainer made. It may run hooks, which are processes

@@ -8,10 +8,13 @@ import (
 	"time"
 
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/agentclient/streamwire"
+	"github.com/erofsvm/erofsvm/guest/podinit"
 	"github.com/erofsvm/erofsvm/guest/storage"
 	"github.com/erofsvm/erofsvm/guest/stream"
 )
@@ -27,6 +30,7 @@ type Manager struct {
 	dirs   Dirs
 	system storage.System
 	ooms   *oomQueue
+	pod    podinit.Namespace
 
 	mu         sync.Mutex
 	containers map[string]*Container
@@ -52,17 +56,25 @@ type Steps struct {
 }
 
 // Create mounts the root filesystem of a new container and starts its first
-// process as far as Start. On an error nothing is left.
-func (m *Manager) Create(ctx context.Context, id string, storages []*pb.Storage, spec *pb.Spec) (Steps, error) {
+// process as far as Start; with podPID in the pid namespace that the containers
+// of the pod share. devices are disks that are block devices of the specification.
+// On an error nothing is left.
+func (m *Manager) Create(ctx context.Context, id string, storages []*pb.Storage, devices []*pb.Device, spec *pb.Spec, podPID bool) (Steps, error) {
 	if err := storage.CheckID(id); err != nil {
 		return Steps{}, err
+	}
+	if podPID {
+		var err error
+		if spec, err = m.inPod(ctx, spec); err != nil {
+			return Steps{}, fmt.Errorf("container %s: %w", id, err)
+		}
 	}
 	c, err := m.reserve(id)
 	if err != nil {
 		return Steps{}, err
 	}
 	begun := time.Now()
-	if err := c.create(ctx, m.dirs, storages, spec, m.system); err != nil {
+	if err := c.create(ctx, m.dirs, storages, devices, spec, m.system); err != nil {
 		m.forget(id)
 		return Steps{}, err
 	}
@@ -70,6 +82,28 @@ func (m *Manager) Create(ctx context.Context, id string, storages []*pb.Storage,
 	steps.Process = time.Since(begun) - steps.Disks - steps.Mounts
 	c.toFrom(Creating, Created)
 	return steps, nil
+}
+
+// SharePID makes the pid namespace that the containers of the pod share.
+func (m *Manager) SharePID(ctx context.Context) error {
+	_, err := m.pod.Path(ctx)
+	return err
+}
+
+// inPod is the specification of a container that joins the pod's pid namespace.
+func (m *Manager) inPod(ctx context.Context, spec *pb.Spec) (*pb.Spec, error) {
+	for _, n := range spec.GetLinux().GetNamespaces() {
+		if n.GetType() == string(specs.PIDNamespace) {
+			return nil, fmt.Errorf("a pid namespace of its own and that of the pod: %w", errdefs.ErrInvalidArgument)
+		}
+	}
+	path, err := m.pod.Path(ctx)
+	if err != nil || spec.GetLinux() == nil {
+		return spec, err
+	}
+	joined := proto.Clone(spec).(*pb.Spec)
+	joined.Linux.Namespaces = append(joined.Linux.Namespaces, &pb.LinuxNamespace{Type: string(specs.PIDNamespace), Path: path})
+	return joined, nil
 }
 
 // Start runs the program of a created container.

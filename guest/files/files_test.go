@@ -56,7 +56,7 @@ func newBench(t *testing.T) *bench {
 	ctx, cancel := context.WithCancel(context.Background())
 	var serving sync.WaitGroup
 	serving.Go(func() {
-		if err := Serve(ctx, l, root, b.sockets, slog.New(slog.DiscardHandler)); err != nil {
+		if err := Serve(ctx, l, root, b.sockets, Copies(b.sockets.dir), slog.New(slog.DiscardHandler)); err != nil {
 			t.Error(err)
 		}
 	})

@@ -1,6 +1,6 @@
 // Package files is the guest's end of docs/files-wire.md: it writes archives into
-// containers, makes archives of what is in them, and has sockets for them that
-// lead to the host.
+// containers, makes archives of what is in them, has sockets for them that
+// lead to the host, and gives back or removes their copies of the host's files.
 //
 // It owns the connections that its listener accepts and the sockets that it
 // makes; root filesystems belong to their containers, and are entered by
@@ -38,7 +38,7 @@ type Root func(container string) (*os.File, error)
 // connection, and returns when all have ended. The host's connections must be the
 // only ones that l accepts, and must bound the size of their writes themselves
 // where that is needed.
-func Serve(ctx context.Context, l net.Listener, root Root, sockets *Sockets, log *slog.Logger) error {
+func Serve(ctx context.Context, l net.Listener, root Root, sockets *Sockets, copies Copies, log *slog.Logger) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var connections sync.WaitGroup
 	defer connections.Wait()
@@ -58,14 +58,14 @@ func Serve(ctx context.Context, l net.Listener, root Root, sockets *Sockets, log
 			defer conn.Close()
 			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 			defer stop()
-			if err := serve(ctx, conn, root, sockets); err != nil && ctx.Err() == nil {
+			if err := serve(ctx, conn, root, sockets, copies); err != nil && ctx.Err() == nil {
 				log.Warn("operation on files", "error", err.Error())
 			}
 		})
 	}
 }
 
-func serve(ctx context.Context, conn net.Conn, root Root, sockets *Sockets) error {
+func serve(ctx context.Context, conn net.Conn, root Root, sockets *Sockets, copies Copies) error {
 	_ = conn.SetDeadline(time.Now().Add(streamwire.HelloTimeout))
 	r, err := streamwire.ReadRequest(conn)
 	_ = conn.SetDeadline(time.Time{})
@@ -82,6 +82,10 @@ func serve(ctx context.Context, conn net.Conn, root Root, sockets *Sockets) erro
 		err = servePack(conn, r, root)
 	case streamwire.Forward:
 		err = sockets.serve(ctx, conn, r)
+	case streamwire.Fetch:
+		err = copies.serveFetch(conn, r)
+	case streamwire.Remove:
+		err = copies.serveRemove(conn, r)
 	}
 	if err != nil {
 		return fmt.Errorf("%s %q in container %s: %w", r.Operation, r.Path, r.Container, err)
@@ -201,8 +205,9 @@ func classified(err error) error {
 	return fmt.Errorf("%w: %w", class, err)
 }
 
-// piece fills whole packets with the header of its frame.
-const piece = streamwire.MaxFrame - 4
+// piece fills two of the packets that the agent sends (guest/agent/vsock.go), with
+// the header of its frame.
+const piece = 2*31<<10 - 4
 
 // incoming reads frames to their end.
 type incoming struct {

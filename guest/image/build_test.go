@@ -85,7 +85,7 @@ func TestInitrdHoldsTheContract(t *testing.T) {
 	const list = "boot vsock.ko\nboot vmw_vsock_virtio_transport.ko\n" +
 		"late virtio_blk.ko\nlate erofs.ko\nlate overlay.ko\nlate virtio-rng.ko\n" +
 		"scsi scsi_mod.ko\nscsi virtio_scsi.ko\nscsi sd_mod.ko\n" +
-		"verity sha256-ssse3.ko\nverity dm-mod.ko\nverity dm-verity.ko\n"
+		"verity sha256-ssse3.ko\nverity dm-mod.ko\nverity dm-verity.ko\nnetwork virtio_net.ko\n"
 	if got := content["modules/list"]; got != list {
 		t.Errorf("%s:\n%s\nwant:\n%s", layout.ModuleList, got, list)
 	}

@@ -50,6 +50,8 @@ func DefaultModules() []Want {
 		{Name: "sha256_generic", Stage: layout.StageVerity, Optional: true},
 		{Name: "sha512_generic", Stage: layout.StageVerity, Optional: true},
 		{Name: "dm_verity", Stage: layout.StageVerity},
+		{Name: "virtio_net", Stage: layout.StageNetwork},
+		{Name: "virtiofs", Stage: layout.StageVirtioFS, Optional: true},
 	}
 }
 

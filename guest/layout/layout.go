@@ -22,17 +22,22 @@ const (
 // order, so that it costs no time where nothing does. A module that two of those
 // need stands in both.
 const (
-	StageBoot   = "boot"   // before the agent can listen
-	StageLate   = "late"   // once it listens, before the first storage is mounted
-	StageSCSI   = "scsi"   // before the first disk of a SCSI controller
-	StageVerity = "verity" // before the first layer with a hash tree
+	StageBoot    = "boot"    // before the agent can listen
+	StageLate    = "late"    // once it listens, before the first storage is mounted
+	StageSCSI    = "scsi"    // before the first disk of a SCSI controller
+	StageVerity  = "verity"  // before the first layer with a hash tree
+	StageNetwork = "network" // before the first interface
+	// StageVirtioFS is before the first share of the host's files.
+	StageVirtioFS = "virtiofs"
 )
 
 // Stages returns all stages, in the order in which they stand in ModuleList.
-func Stages() []string { return []string{StageBoot, StageLate, StageSCSI, StageVerity} }
+func Stages() []string {
+	return []string{StageBoot, StageLate, StageSCSI, StageVerity, StageNetwork, StageVirtioFS}
+}
 
 // OnDemand reports whether a stage is loaded only when something needs it.
-func OnDemand(stage string) bool { return stage == StageSCSI || stage == StageVerity }
+func OnDemand(stage string) bool { return stage != StageBoot && stage != StageLate }
 
 // Vsock ports of the guest, and of the host for PortReady.
 const (
@@ -40,5 +45,6 @@ const (
 	PortLog     = 1025                 // the agent's log, JSON lines, to whoever connects
 	PortStreams = streamwire.Port      // streams of processes, docs/streams-wire.md
 	PortFiles   = streamwire.FilesPort // files and sockets, docs/files-wire.md
+	PortPorts   = streamwire.PortsPort // TCP ports of the loopback, docs/ports-wire.md
 	PortReady   = 1028                 // on the host (CID 2): the agent dials it once when it listens
 )

@@ -12,6 +12,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/container"
+	"github.com/erofsvm/erofsvm/guest/network"
 )
 
 // agent is the service of the protocol.
@@ -19,6 +20,7 @@ type agent struct {
 	unimplemented
 	containers *container.Manager
 	sandbox    *Sandbox
+	network    *network.Network
 	machine    machine
 	ready      <-chan struct{}
 	log        *slog.Logger
@@ -35,8 +37,6 @@ const defaultCreate = time.Minute
 func (a *agent) CreateContainer(ctx context.Context, r *pb.CreateContainerRequest) (*emptypb.Empty, error) {
 	var u unsupported
 	u.check("string_user", r.GetStringUser() != nil)
-	u.check("devices", len(r.GetDevices()) > 0)
-	u.check("sandbox_pidns", r.GetSandboxPidns())
 	u.check("shared_mounts", len(r.GetSharedMounts()) > 0)
 	u.check("stdin_port", r.GetStdinPort() != 0)
 	u.check("stdout_port", r.GetStdoutPort() != 0)
@@ -55,7 +55,15 @@ func (a *agent) CreateContainer(ctx context.Context, r *pb.CreateContainerReques
 	case <-ctx.Done():
 		return nil, fmt.Errorf("wait for the modules of the guest: %w", ctx.Err())
 	}
-	steps, err := a.containers.Create(ctx, r.GetContainerId(), r.GetStorages(), r.GetOCI())
+	own, ofPod := ownAndShared(r.GetStorages())
+	shared, err := a.sandbox.parseShared(ofPod)
+	if err == nil {
+		err = a.sandbox.mount(ctx, shared)
+	}
+	if err != nil {
+		return nil, err
+	}
+	steps, err := a.containers.Create(ctx, r.GetContainerId(), own, r.GetDevices(), r.GetOCI(), r.GetSandboxPidns())
 	if err != nil {
 		return nil, err
 	}

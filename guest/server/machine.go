@@ -32,7 +32,7 @@ func (a *agent) GetGuestDetails(_ context.Context, r *pb.GuestDetailsRequest) (*
 		InitDaemon:      os.Getpid() == 1,
 		StorageHandlers: storage.Drivers(),
 		SupportsSeccomp: container.SupportsSeccomp,
-		ExtraFeatures:   []string{streamwire.Feature, streamwire.FilesFeature},
+		ExtraFeatures:   []string{streamwire.Feature, streamwire.FilesFeature, streamwire.CopiesFeature, streamwire.PortsFeature},
 	}}
 	if r.GetMemBlockSize() {
 		size, err := a.machine.memoryBlock()

@@ -131,7 +131,7 @@ func TestGuestDetails(t *testing.T) {
 	if err != nil || r.GetMemBlockSizeBytes() != 128<<20 || r.GetSupportMemHotplugProbe() {
 		t.Errorf("%v, %v", r, err)
 	}
-	if !slices.Equal(r.GetAgentDetails().GetExtraFeatures(), []string{streamwire.Feature, streamwire.FilesFeature}) {
+	if !slices.Equal(r.GetAgentDetails().GetExtraFeatures(), []string{streamwire.Feature, streamwire.FilesFeature, streamwire.CopiesFeature, streamwire.PortsFeature}) {
 		t.Errorf("features: %v", r.GetAgentDetails().GetExtraFeatures())
 	}
 	// Who does not ask is not told, and an answer of nothing costs nothing.

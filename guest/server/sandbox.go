@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -22,9 +23,12 @@ import (
 type Sandbox struct {
 	// Base is the directory below which files of the pod go.
 	Base string
+	// System is what its storages are mounted with.
+	System storage.System
 
 	mu      sync.Mutex
 	created bool
+	volumes map[string]*volume // by where they are mounted
 }
 
 // hostname is a name by RFC 1123, no longer than the kernel takes.
@@ -37,10 +41,8 @@ const (
 	maxDNSLine  = 1024
 )
 
-func (a *agent) CreateSandbox(_ context.Context, r *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
+func (a *agent) CreateSandbox(ctx context.Context, r *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
 	var u unsupported
-	u.check("storages", len(r.GetStorages()) > 0)
-	u.check("sandbox_pidns", r.GetSandboxPidns())
 	u.check("guest_hook_path", r.GetGuestHookPath() != "")
 	u.check("kernel_modules", len(r.GetKernelModules()) > 0)
 	if err := u.err(); err != nil {
@@ -51,10 +53,19 @@ func (a *agent) CreateSandbox(_ context.Context, r *pb.CreateSandboxRequest) (*e
 			return nil, err
 		}
 	}
-	return empty, a.sandbox.create(r.GetHostname(), r.GetDns())
+	shared, err := a.sandbox.parseShared(r.GetStorages())
+	if err != nil {
+		return nil, err
+	}
+	if r.GetSandboxPidns() {
+		if err := a.containers.SharePID(ctx); err != nil {
+			return nil, err
+		}
+	}
+	return empty, a.sandbox.create(ctx, r.GetHostname(), r.GetDns(), shared)
 }
 
-func (s *Sandbox) create(name string, dns []string) error {
+func (s *Sandbox) create(ctx context.Context, name string, dns []string, shared []storage.Shared) (err error) {
 	resolv, err := resolvConf(dns)
 	if err != nil {
 		return err
@@ -62,11 +73,15 @@ func (s *Sandbox) create(name string, dns []string) error {
 	if name != "" && !hostname().MatchString(name) {
 		return fmt.Errorf("hostname %.80q: %w", name, errdefs.ErrInvalidArgument)
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.created {
+	if !s.claim() {
 		return fmt.Errorf("the sandbox: %w", errdefs.ErrAlreadyExists)
 	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.unmount(ctx))
+			s.release()
+		}
+	}()
 	if name != "" {
 		if err := unix.Sethostname([]byte(name)); err != nil {
 			return fmt.Errorf("set hostname %s: %w", name, err)
@@ -81,8 +96,22 @@ func (s *Sandbox) create(name string, dns []string) error {
 			return err
 		}
 	}
+	return s.mount(ctx, shared)
+}
+
+// claim says that there is a sandbox, unless there is one.
+func (s *Sandbox) claim() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	had := s.created
 	s.created = true
-	return nil
+	return !had
+}
+
+func (s *Sandbox) release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.created = false
 }
 
 // resolvConf joins the lines of a resolv.conf(5).
@@ -98,13 +127,14 @@ func resolvConf(lines []string) ([]byte, error) {
 	return []byte(strings.Join(lines, "\n") + "\n"), nil
 }
 
-func (a *agent) DestroySandbox(context.Context, *pb.DestroySandboxRequest) (*emptypb.Empty, error) {
+func (a *agent) DestroySandbox(ctx context.Context, _ *pb.DestroySandboxRequest) (*emptypb.Empty, error) {
 	if n := a.containers.Len(); n > 0 {
 		return nil, fmt.Errorf("%d containers are left in the sandbox: %w", n, errdefs.ErrFailedPrecondition)
 	}
-	a.sandbox.mu.Lock()
-	a.sandbox.created = false
-	a.sandbox.mu.Unlock()
+	if err := a.sandbox.unmount(ctx); err != nil {
+		return nil, err
+	}
+	a.sandbox.release()
 	return empty, os.RemoveAll(filepath.Join(a.sandbox.Base, "sandbox"))
 }
 

@@ -24,6 +24,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/container"
+	"github.com/erofsvm/erofsvm/guest/network"
 )
 
 // Version is the version of the agent that Health.Version tells; protocol is
@@ -37,6 +38,7 @@ const (
 type Config struct {
 	Containers *container.Manager
 	Sandbox    *Sandbox
+	Network    *network.Network
 	Log        *slog.Logger
 	// Ready is closed when storages can be mounted, because all modules are
 	// loaded; calls that need it wait.
@@ -49,7 +51,7 @@ func New(c Config) (*ttrpc.Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("make the ttrpc server: %w", err)
 	}
-	pb.RegisterAgentServiceService(s, &agent{containers: c.Containers, sandbox: c.Sandbox, machine: machine{"/sys"}, ready: c.Ready, log: c.Log})
+	pb.RegisterAgentServiceService(s, &agent{containers: c.Containers, sandbox: c.Sandbox, network: c.Network, machine: machine{"/sys"}, ready: c.Ready, log: c.Log})
 	pb.RegisterHealthService(s, health{})
 	return s, nil
 }

@@ -94,8 +94,8 @@ func TestErrorsHaveTheirStatus(t *testing.T) {
 	wantCode(t, err, codes.InvalidArgument, "../c")
 	_, err = agent.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: "c"})
 	wantCode(t, err, codes.InvalidArgument, "no lower layer")
-	_, err = agent.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: "c", StdinPort: 1, SandboxPidns: true})
-	wantCode(t, err, codes.Unimplemented, "[sandbox_pidns stdin_port]")
+	_, err = agent.CreateContainer(ctx, &pb.CreateContainerRequest{ContainerId: "c", StdinPort: 1, StdoutPort: 1})
+	wantCode(t, err, codes.Unimplemented, "[stdin_port stdout_port]")
 	_, err = agent.SignalProcess(ctx, &pb.SignalProcessRequest{ContainerId: "c", Signal: 65})
 	wantCode(t, err, codes.InvalidArgument, "65")
 	_, err = agent.ReadStdout(ctx, &pb.ReadStreamRequest{ContainerId: "c"})
@@ -144,6 +144,10 @@ func TestSandbox(t *testing.T) {
 		"dns":        {Dns: []string{"nameserver 1.1.1.1\nsearch evil"}},
 		"many lines": {Dns: make([]string, maxDNSLines+1)},
 		"id":         {SandboxId: "a/b"},
+		"driver":     {Storages: []*pb.Storage{{Driver: "blk", Fstype: "tmpfs", MountPoint: base + "/sandbox/shm"}}},
+		"filesystem": {Storages: []*pb.Storage{{Driver: "ephemeral", Fstype: "proc", MountPoint: base + "/sandbox/shm"}}},
+		"outside":    {Storages: []*pb.Storage{{Driver: "ephemeral", Fstype: "tmpfs", MountPoint: base + "/sandbox/../shm"}}},
+		"option":     {Storages: []*pb.Storage{{Driver: "ephemeral", Fstype: "tmpfs", MountPoint: base + "/sandbox/shm", Options: []string{"uid=0"}}}},
 	} {
 		if _, err := agent.CreateSandbox(ctx, r); status.Code(err) != codes.InvalidArgument {
 			t.Errorf("%s: %v", name, err)

@@ -30,26 +30,6 @@ func (unimplemented) GetDiagnosticData(context.Context, *pb.GetDiagnosticDataReq
 	return no[pb.GetDiagnosticDataResponse]("GetDiagnosticData")
 }
 
-func (unimplemented) UpdateInterface(context.Context, *pb.UpdateInterfaceRequest) (*pb.Interface, error) {
-	return no[pb.Interface]("UpdateInterface")
-}
-
-func (unimplemented) UpdateRoutes(context.Context, *pb.UpdateRoutesRequest) (*pb.Routes, error) {
-	return no[pb.Routes]("UpdateRoutes")
-}
-
-func (unimplemented) ListInterfaces(context.Context, *pb.ListInterfacesRequest) (*pb.Interfaces, error) {
-	return no[pb.Interfaces]("ListInterfaces")
-}
-
-func (unimplemented) ListRoutes(context.Context, *pb.ListRoutesRequest) (*pb.Routes, error) {
-	return no[pb.Routes]("ListRoutes")
-}
-
-func (unimplemented) AddARPNeighbors(context.Context, *pb.AddARPNeighborsRequest) (*emptypb.Empty, error) {
-	return no[emptypb.Empty]("AddARPNeighbors")
-}
-
 func (unimplemented) GetIPTables(context.Context, *pb.GetIPTablesRequest) (*pb.GetIPTablesResponse, error) {
 	return no[pb.GetIPTablesResponse]("GetIPTables")
 }

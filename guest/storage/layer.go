@@ -42,7 +42,7 @@ const (
 
 // Drivers are the drivers of storages that are there.
 func Drivers() []string {
-	return []string{string(uevent.Block), string(uevent.SCSI), driverMemory}
+	return []string{string(uevent.Block), string(uevent.SCSI), driverMemory, driverShare}
 }
 
 // Layer is one filesystem of those that make a root filesystem.

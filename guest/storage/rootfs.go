@@ -67,6 +67,9 @@ func (r Rootfs) Mount(ctx context.Context, base string, system System) (_ *Mount
 	default:
 		err = m.joinLowers(layers)
 	}
+	if err == nil {
+		err = m.mountShare(ctx, r.Share, SharePath(base, r.ID), system.Modules)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -55,12 +55,13 @@ type Rootfs struct {
 	Upper  *Layer  // nil: the root filesystem is read-only
 	Lowers []Layer // topmost first, at least one
 	Mkdirs []Mkdir // in the order in which they were asked for
+	Share  *Share  // nil: the container is shown no files of the host
 }
 
-// Plan holds storages, which all belong to the root filesystem of the container
-// id, to the rules of multi-layer storages: at most one upper, at least one
-// lower, the topmost first, all of them mounted at the rootfs, no disk or
-// partition twice. Several lowers without an upper are a read-only overlay. What breaks a
+// Plan holds storages of the container id to the rules. All but one, which may be a
+// Share, belong to the root filesystem, and to the rules of multi-layer storages:
+// at most one upper, at least one lower, the topmost first, all of them mounted
+// at the rootfs, no disk or partition twice. Several lowers without an upper are a read-only overlay. What breaks a
 // rule gives errdefs.ErrInvalidArgument, what is known but not there yet
 // errdefs.ErrNotImplemented.
 func Plan(base, id string, storages []*pb.Storage) (Rootfs, error) {
@@ -68,6 +69,10 @@ func Plan(base, id string, storages []*pb.Storage) (Rootfs, error) {
 		return Rootfs{}, err
 	}
 	plan := Rootfs{ID: id}
+	storages, err := plan.takeShare(base, storages)
+	if err != nil {
+		return Rootfs{}, err
+	}
 	roles := make([]role, len(storages))
 	for i, s := range storages {
 		layer, r, err := parse(RootfsPath(base, id), s)
@@ -99,6 +104,23 @@ func Plan(base, id string, storages []*pb.Storage) (Rootfs, error) {
 	}
 	plan.Mkdirs = mkdirs
 	return plan, nil
+}
+
+// takeShare takes the share out of the storages.
+func (r *Rootfs) takeShare(base string, storages []*pb.Storage) (layers []*pb.Storage, err error) {
+	for _, s := range storages {
+		if s.GetDriver() != driverShare {
+			layers = append(layers, s)
+			continue
+		}
+		if r.Share != nil {
+			return nil, fmt.Errorf("share %.64q, beside %s: %w", s.GetSource(), r.Share.Tag, errdefs.ErrInvalidArgument)
+		}
+		if r.Share, err = parseShare(base, r.ID, s); err != nil {
+			return nil, fmt.Errorf("share %.64q: %w", s.GetSource(), err)
+		}
+	}
+	return layers, nil
 }
 
 // checkDisks refuses a disk or partition that is to be two layers, and a disk

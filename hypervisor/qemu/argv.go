@@ -30,7 +30,7 @@ const (
 	// matter which hot-plug controller the guest's kernel prefers.
 	firstSlot      = 1
 	slotsPerBridge = 31
-	maxBridges     = 8
+	maxDiskBridges = 8
 )
 
 // sandbox is QEMU's own seccomp filter: it forks nothing and changes neither its
@@ -69,7 +69,7 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		"-cpu", cpu(accel),
 		"-smp", processors(s),
 		"-m", memorySize(s),
-		"-object", memory(s.MemoryMiB, dev.SharedMemory),
+		"-object", memory(s.MemoryMiB, sharedMemory(s, dev)),
 		"-rtc", "base=utc",
 		"-kernel", s.Kernel,
 		"-initrd", s.Initrd,
@@ -82,7 +82,7 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		"-device", fmt.Sprintf("virtio-rng-pci,rng=rng,bus=pcie.0,addr=%02x,disable-legacy=on", addrRNG),
 	}
 	args = append(args, vsockDevice(dev)...)
-	args = append(args, diskSlots(s)...)
+	args = append(args, slotDevices(s)...)
 	if s.stopped {
 		args = append(args, "-S")
 	}
@@ -114,8 +114,11 @@ func cpu(accel Accelerator) string {
 	if accel == AcceleratorKVM {
 		return "host"
 	}
-	// Five levels of page tables cost emulation time on every miss of the TLB.
-	return "max,la57=off"
+	// Five levels of page tables cost emulation time on every miss of the TLB. And
+	// kernels, C libraries and Go copy by "rep movsb" where the processor says that
+	// it is fast; an emulated one moves byte by byte (do_gen_rep in QEMU's
+	// target/i386/tcg/translate.c), and the other ways of copying eight or more.
+	return "max,la57=off,erms=off,fsrm=off"
 }
 
 // memory is the guest's. Only shared memory is a file that a vhost-user daemon
@@ -127,6 +130,9 @@ func memory(mib int, shared bool) string {
 	}
 	return backend
 }
+
+// sharedMemory says that a daemon needs the guest's memory, now or later.
+func sharedMemory(s Spec, dev vsock.Wiring) bool { return dev.SharedMemory || s.Virtiofsd != "" }
 
 func backendType(shared bool) string {
 	if shared {
@@ -146,18 +152,16 @@ func vsockDevice(dev vsock.Wiring) []string {
 	}
 }
 
-// diskSlots are the devices that disks are plugged into.
-func diskSlots(s Spec) []string {
-	if s.BlockDriver == VirtioSCSI {
-		if s.DiskSlots == 0 {
-			return nil
-		}
+// slotDevices are the devices that disks, shares and network interfaces are plugged
+// into.
+func slotDevices(s Spec) []string {
+	var args []string
+	if s.BlockDriver == VirtioSCSI && s.DiskSlots > 0 {
 		// Its requests are handled by QEMU's main thread, as those of virtio-blk
 		// are: so both kinds of disk share the files' aio and nothing else.
-		return []string{"-device", fmt.Sprintf("virtio-scsi-pci,id=%s,bus=pcie.0,addr=%02x,disable-legacy=on", scsiController, addrSCSI)}
+		args = append(args, "-device", fmt.Sprintf("virtio-scsi-pci,id=%s,bus=pcie.0,addr=%02x,disable-legacy=on", scsiController, addrSCSI))
 	}
-	var args []string
-	for i := range bridges(s.DiskSlots) {
+	for i := range bridges(int(s.firstNICSlot()) + s.NICSlots) {
 		// shpc=off: Debian's cloud kernel has no driver for it; ACPI plugs. The
 		// firmware gives an empty bridge no addresses unless it asks, and a
 		// disk would find none: it needs 4 KiB, and 16 KiB prefetchable.
@@ -173,7 +177,23 @@ const (
 	scsiBus        = scsiController + ".0"
 )
 
-// bridges is how many bridges hold n disks. A bridge costs the guest's boot 2 %
+// firstNICSlot is behind those of the disks and shares, if those need any.
+func (s Spec) firstNICSlot() slot {
+	if s.BlockDriver == VirtioSCSI {
+		return slot(s.shareSlots())
+	}
+	return slot(s.DiskSlots)
+}
+
+// shareSlots is how many slots there are for shares alone: where disks need none.
+func (s Spec) shareSlots() int {
+	if s.BlockDriver == VirtioSCSI && s.Virtiofsd != "" {
+		return shareSlots
+	}
+	return 0
+}
+
+// bridges is how many bridges hold n devices. A bridge costs the guest's boot 2 %
 // under TCG whether its slots are used or not; a PCI Express root port per disk
 // costs as much for each.
 func bridges(n int) int { return (n + slotsPerBridge - 1) / slotsPerBridge }

@@ -23,6 +23,8 @@ func TestArgv(t *testing.T) {
 	few.DiskSlots, few.KernelParams, few.Machine = 0, nil, "pc-q35-7.2"
 	scsi := spec
 	scsi.BlockDriver = VirtioSCSI
+	nics, scsiNICs := spec, scsi
+	nics.DiskSlots, nics.NICSlots, scsiNICs.NICSlots = 31, 8, 8
 	growing := spec
 	growing.MaxVCPUs, growing.MaxMemoryMiB = 4, 2048
 	for name, tc := range map[string]struct {
@@ -33,6 +35,8 @@ func TestArgv(t *testing.T) {
 		"kvm-kernel-vsock":   {spec, AcceleratorKVM, vsock.Wiring{Kind: vsock.Kernel, CID: 4711}},
 		"tcg-vhost-user":     {spec, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
 		"tcg-virtio-scsi":    {scsi, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
+		"tcg-nics":           {nics, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
+		"tcg-scsi-nics":      {scsiNICs, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
 		"kvm-growing":        {growing, AcceleratorKVM, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
 		"no-slots-old-model": {few, AcceleratorTCG, vsock.Wiring{Kind: vsock.Kernel, CID: 5}},
 	} {

@@ -71,7 +71,7 @@ func benchmarkAttach(b *testing.B, way string, extents int) {
 func attachInSteps(b *testing.B, m *Machine, want hypervisor.Disk) (steps [3]time.Duration) {
 	b.Helper()
 	ctx := b.Context()
-	d, err := m.reserve(want.ID)
+	d, err := m.reserve(want.ID, m.spec.BlockDriver)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -88,7 +88,7 @@ func attachInSteps(b *testing.B, m *Machine, want hypervisor.Disk) (steps [3]tim
 	step(1, m.proc.monitor.Execute(ctx, "blockdev-add", node(d, want, name, m.aio, false), nil))
 	d.node = true
 	step(2, m.proc.monitor.Execute(ctx, "device_add", m.spec.BlockDriver.device(d), nil))
-	d.device, d.plugged = true, true
+	d.there, d.plugged = true, true
 	if err := m.remove(ctx, d); err != nil {
 		b.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/hypervisor"
+	"github.com/erofsvm/erofsvm/hypervisor/internal/testguest"
 )
 
 func TestGuestThatPanicsEndsTheWaitWithItsConsole(t *testing.T) {
@@ -146,6 +147,9 @@ func ownVM() int {
 	}
 	spec.stopped = true
 	m, err := Start(context.Background(), spec)
+	if err == nil && spec.Virtiofsd != "" {
+		err = shareRoot(m)
+	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
@@ -157,8 +161,22 @@ func ownVM() int {
 	return 1
 }
 
+// shareRoot attaches a share of the root directory, without what is mounted in it.
+func shareRoot(m *Machine) error {
+	fd, err := unix.OpenTree(unix.AT_FDCWD, "/", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return err
+	}
+	tree := os.NewFile(uintptr(fd), "/")
+	defer tree.Close()
+	return m.AttachShare(context.Background(), hypervisor.Share{ID: "root", Entries: []hypervisor.ShareEntry{{Name: "0", Tree: tree, ReadOnly: true}}})
+}
+
 func TestMachineOfAKilledOwnerIsGoneAndCleanupRemovesTheRest(t *testing.T) {
 	spec := guestSpec(t)
+	if os.Getuid() == 0 {
+		spec.Virtiofsd = testguest.Virtiofsd(t)
+	}
 	b, err := json.Marshal(spec)
 	if err != nil {
 		t.Fatal(err)
@@ -182,7 +200,11 @@ func TestMachineOfAKilledOwnerIsGoneAndCleanupRemovesTheRest(t *testing.T) {
 		t.Fatal(err)
 	}
 	var watched []unix.PollFd
-	for _, id := range []int{record.QEMU.Pid, record.VsockDaemon.Pid} {
+	pids := []int{record.QEMU.Pid, record.VsockDaemon.Pid}
+	for _, daemon := range record.Shares {
+		pids = append(pids, daemon.Pid)
+	}
+	for _, id := range pids {
 		fd, err := unix.PidfdOpen(id, 0)
 		if err != nil {
 			t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/erofsvm/erofsvm/hypervisor/internal/child"
+	"github.com/erofsvm/erofsvm/hypervisor/virtiofs"
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
 )
 
@@ -33,7 +34,7 @@ func makeDir(dir string) error {
 // removeDir removes the VM's directory. Only names of ours are removed from it, so
 // that a wrong path costs nobody a tree.
 func removeDir(dir string) error {
-	err := errors.Join(vsock.RemoveSockets(dir), removeFile(dir, probeFile))
+	err := errors.Join(vsock.RemoveSockets(dir), virtiofs.RemoveSocket(dir), removeFile(dir, probeFile))
 	if rm := os.Remove(dir); rm != nil && !errors.Is(rm, os.ErrNotExist) {
 		err = errors.Join(err, rm)
 	}
@@ -44,7 +45,9 @@ func removeDir(dir string) error {
 type Record struct {
 	QEMU        child.Identity `json:"qemu"`
 	VsockDaemon child.Identity `json:"vsock_daemon"` // zero if the kernel is the device
-	Dir         string         `json:"dir"`
+	// Shares are the daemons of shares that are attached, or are about to be.
+	Shares []child.Identity `json:"shares,omitempty"`
+	Dir    string           `json:"dir"`
 }
 
 // Cleanup ends a VM whose owner has died, from what it recorded, and removes what
@@ -55,6 +58,9 @@ func Cleanup(ctx context.Context, r Record) error {
 		return fmt.Errorf("clean up virtual machine: directory: %w", err)
 	}
 	err := errors.Join(r.QEMU.Kill(ctx), r.VsockDaemon.Kill(ctx))
+	for _, daemon := range r.Shares {
+		err = errors.Join(err, daemon.Kill(ctx))
+	}
 	if err == nil { // else the directory stays, as a trace of what still runs
 		err = removeDir(r.Dir)
 	}

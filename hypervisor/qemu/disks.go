@@ -5,10 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"sync/atomic"
 	"time"
-
-	"github.com/containerd/log"
 
 	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/hypervisor/qmp"
@@ -27,33 +24,25 @@ const rollbackTimeout = 10 * time.Second
 // also part of QEMU's names for the device and its node.
 var diskID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]{0,19}$`)
 
-// disk is a disk that has a slot. It is in Machine.disks from before the first
-// command about it until after the last one.
+// disk is a disk, or a share, that has a slot. It is in Machine.disks from before
+// the first command about it until after the last one.
 type disk struct {
-	id   string
-	slot slot
-	// turn is held by the one call that changes the disk. A channel, so that
-	// waiting for it ends with the caller's context, and so that no lock is
-	// held over a command.
-	turn chan struct{}
-	// deleted is closed by QEMU's DEVICE_DELETED.
-	deleted chan struct{}
+	id string
+	on BlockDriver // how it is plugged in: a share as virtio-blk is
+	plug
 	// vectors: the device has interrupts of its own.
 	vectors bool
-	// ready is when the slot may be used.
-	ready time.Time
-	// node and device say what QEMU has of the disk, as far as it is known, and
-	// plugged that the device was there for certain. Guarded by turn.
-	node, device, plugged bool
-	// requested: QEMU was told to unplug the device.
-	requested atomic.Bool
+	// node says whether QEMU has the disk's block node, as far as it is known.
+	// Guarded by turn.
+	node bool
 	// sets are the descriptor sets that QEMU may still have of the disk's files.
 	// Guarded by turn.
 	sets []int64
+	// share is what serves a share; nil for a disk. Guarded by turn.
+	share *share
 }
 
-func (d *disk) nodeName() string   { return "disk-" + d.id }
-func (d *disk) deviceName() string { return "virtio-" + d.id }
+func (d *disk) nodeName() string { return "disk-" + d.id }
 
 // Attach implements hypervisor.VM.
 func (m *Machine) Attach(ctx context.Context, want hypervisor.Disk) (hypervisor.Attachment, error) {
@@ -61,20 +50,20 @@ func (m *Machine) Attach(ctx context.Context, want hypervisor.Disk) (hypervisor.
 	if err != nil {
 		return hypervisor.Attachment{}, fmt.Errorf("attach disk %q (%s): %w", want.ID, want.Path, gone(err))
 	}
-	return m.spec.BlockDriver.attachment(d.slot), nil
+	return d.on.attachment(d.slot), nil
 }
 
 func (m *Machine) attach(ctx context.Context, want hypervisor.Disk) (*disk, error) {
 	if err := checkDisk(want); err != nil {
 		return nil, err
 	}
-	d, err := m.reserve(want.ID)
+	d, err := m.reserve(want.ID, m.spec.BlockDriver)
 	if err != nil {
 		return nil, err
 	}
 	defer m.settle(ctx, d)
 
-	err = m.rest(ctx, d)
+	err = m.rest(ctx, &d.plug)
 	var name string
 	if err == nil {
 		name, err = m.lend(ctx, d, want)
@@ -85,18 +74,23 @@ func (m *Machine) attach(ctx context.Context, want hypervisor.Disk) (*disk, erro
 		d.node = !refused(err)
 	}
 	if err == nil {
-		err = m.proc.monitor.Execute(ctx, "device_add", m.spec.BlockDriver.device(d), nil)
-		d.device, d.plugged = !refused(err), err == nil
+		err = m.proc.monitor.Execute(ctx, "device_add", d.on.device(d), nil)
+		d.there, d.plugged = !refused(err), err == nil
 	}
 	if err != nil {
-		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
-		defer cancel()
-		if undoErr := m.remove(undo, d); undoErr != nil && !errors.Is(undoErr, qmp.ErrClosed) {
-			err = errors.Join(err, fmt.Errorf("roll back: %w", undoErr))
-		}
-		return nil, err
+		return nil, m.rollBack(ctx, d, err)
 	}
 	return d, nil
+}
+
+// rollBack undoes what there is of d after an error. The caller holds the turn of d.
+func (m *Machine) rollBack(ctx context.Context, d *disk, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rollbackTimeout)
+	defer cancel()
+	if err := m.remove(ctx, d); err != nil && !errors.Is(err, qmp.ErrClosed) {
+		return errors.Join(cause, fmt.Errorf("roll back: %w", err))
+	}
+	return cause
 }
 
 // refused says that QEMU answered that it has not done what was asked.
@@ -106,23 +100,31 @@ func refused(err error) bool {
 }
 
 // reserve takes a slot and the ID, and the turn of the disk.
-func (m *Machine) reserve(id string) (*disk, error) {
+func (m *Machine) reserve(id string, on BlockDriver) (*disk, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.disks[id] != nil {
 		return nil, ErrDiskExists
 	}
-	slot, ready, err := m.slots.take()
+	slot, ready, err := m.slotsFor(on).take()
 	if err != nil {
 		return nil, err
 	}
-	d := &disk{id: id, slot: slot, ready: ready, turn: make(chan struct{}, 1), deleted: make(chan struct{})}
+	d := &disk{id: id, on: on, plug: newPlug("virtio-"+id, "the device at "+on.place(slot), slot, ready)}
+	d.pci = on == VirtioBlk
 	if d.vectors = m.vectors < disksWithVectors; d.vectors {
 		m.vectors++
 	}
-	d.turn <- struct{}{}
 	m.disks[id] = d
 	return d, nil
+}
+
+// slotsFor are the slots of a kind of device. The caller holds m.mu.
+func (m *Machine) slotsFor(on BlockDriver) *slots {
+	if on != m.spec.BlockDriver {
+		return &m.shareSlots
+	}
+	return &m.slots
 }
 
 // Detach implements hypervisor.VM. After an error the disk can be half gone; it
@@ -136,14 +138,12 @@ func (m *Machine) Detach(ctx context.Context, id string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, detachTimeout)
 	defer cancel()
-	select {
-	case d.turn <- struct{}{}:
-		defer func() { <-d.turn }()
-	case <-ctx.Done():
-		return fmt.Errorf("detach disk %q: wait for another call about it: %w", id, context.Cause(ctx))
+	if err := d.await(ctx); err != nil {
+		return fmt.Errorf("detach %q: %w", id, err)
 	}
+	defer d.release()
 	if err := m.remove(ctx, d); err != nil {
-		return fmt.Errorf("detach disk %q: %w", id, gone(err))
+		return fmt.Errorf("detach %q: %w", id, gone(err))
 	}
 	return nil
 }
@@ -151,11 +151,8 @@ func (m *Machine) Detach(ctx context.Context, id string) error {
 // remove takes from QEMU what it has of d, and gives the slot back. The caller
 // holds the turn of d. Removing what is removed is no error.
 func (m *Machine) remove(ctx context.Context, d *disk) error {
-	if d.device {
-		if err := m.unplug(ctx, d); err != nil {
-			return err
-		}
-		d.device, d.ready = false, time.Now().Add(slotRest)
+	if err := m.unplug(ctx, &d.plug); err != nil {
+		return err
 	}
 	if d.node {
 		err := m.proc.monitor.Execute(ctx, "blockdev-del", map[string]any{"node-name": d.nodeName()}, nil)
@@ -170,6 +167,9 @@ func (m *Machine) remove(ctx context.Context, d *disk) error {
 	if err := m.takeBack(ctx, d); err != nil {
 		return err
 	}
+	if err := m.endShare(ctx, d); err != nil {
+		return err
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.disks[d.id] == d {
@@ -177,67 +177,9 @@ func (m *Machine) remove(ctx context.Context, d *disk) error {
 		if d.vectors {
 			m.vectors--
 		}
-		m.slots.giveBack(d.slot, d.ready)
+		m.slotsFor(d.on).giveBack(d.slot, d.ready)
 	}
 	return nil
-}
-
-// rest waits until the slot of d may be used. Without a slot that has been free
-// for long, that takes at most slotRest.
-func (m *Machine) rest(ctx context.Context, d *disk) error {
-	wait := time.Until(d.ready)
-	if wait <= 0 {
-		return nil
-	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-m.proc.monitor.Done():
-		return m.proc.monitor.Err()
-	case <-ctx.Done():
-		return fmt.Errorf("wait until the slot at %s, given back just now, may be used: %w", m.spec.BlockDriver.place(d.slot), context.Cause(ctx))
-	}
-}
-
-// unplug asks the guest to let go of the device and waits until it has.
-//
-// Only a few PCI devices go at a time: at each event the guest is told again of
-// all that are to go, so that its work grows with their square (see slotRest).
-func (m *Machine) unplug(ctx context.Context, d *disk) error {
-	if m.spec.BlockDriver == VirtioBlk {
-		select {
-		case m.unplugging <- struct{}{}:
-			defer func() { <-m.unplugging }()
-		case <-m.proc.monitor.Done():
-			return m.proc.monitor.Err()
-		case <-ctx.Done():
-			return fmt.Errorf("wait until the guest lets go of another disk: %w", context.Cause(ctx))
-		}
-	}
-	asked := d.requested.Swap(true)
-	err := m.proc.monitor.Execute(ctx, "device_del", map[string]any{"id": d.deviceName()}, nil)
-	switch {
-	case err == nil:
-	case qmp.IsClass(err, qmp.ClassDeviceNotFound):
-		if !d.plugged {
-			return nil
-		}
-		// It has a name no more, and QEMU may still be busy taking it apart.
-	case refused(err) && asked:
-		// Still being unplugged since an earlier call, whose wait ended.
-	default:
-		return err
-	}
-	select {
-	case <-d.deleted:
-		return nil
-	case <-m.proc.monitor.Done():
-		return m.proc.monitor.Err()
-	case <-ctx.Done():
-		return fmt.Errorf("wait until the guest lets go of the disk at %s: %w", m.spec.BlockDriver.place(d.slot), context.Cause(ctx))
-	}
 }
 
 // hasNode says whether QEMU has a block node of this name.
@@ -254,24 +196,6 @@ func (m *Machine) hasNode(ctx context.Context, name string) (bool, error) {
 		}
 	}
 	return false, nil
-}
-
-// deleted is called for QEMU's DEVICE_DELETED.
-func (m *Machine) deleted(device string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, d := range m.disks {
-		if d.deviceName() == device {
-			if !d.requested.Load() {
-				log.L.WithField("disk", d.id).Warn("the guest has ejected a disk that it was not asked for")
-			}
-			select {
-			case <-d.deleted:
-			default:
-				close(d.deleted)
-			}
-		}
-	}
 }
 
 // gone makes of a lost monitor what the contract of hypervisor.VM calls it.

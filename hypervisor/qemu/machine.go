@@ -55,20 +55,28 @@ type Machine struct {
 	// PCI device. A channel, so that waiting for room ends with the caller's
 	// context.
 	unplugging chan struct{}
-	growth     growth
+	// serving holds an item while the daemon of a share is started.
+	serving chan struct{}
+	failed  chan error // holds the first reason to end the VM that a task has found
+	growth  growth
 
-	mu       sync.Mutex // guards what follows; never held over I/O
-	timings  Timings
-	slots    slots
-	disks    map[string]*disk
-	vectors  int    // disks with interrupts of their own
-	lastSet  int64  // the number of a descriptor set that was given last
-	ended    bool   // tasks takes no more
-	killed   bool   // by Kill, so that the end is no error
-	shutdown string // reason of QEMU's SHUTDOWN event
-	broken   error  // what made the supervisor end the VM
-	err      error  // for Err; set before done is closed
-	undoErr  error  // what could not be undone; set before done is closed
+	mu      sync.Mutex // guards what follows; never held over I/O
+	timings Timings
+	slots   slots
+	// shareSlots are those of shares where disks are not plugged into slots.
+	shareSlots slots
+	disks      map[string]*disk
+	shares     map[string]*share
+	nicSlots   slots
+	nics       map[string]*nic
+	vectors    int    // disks with interrupts of their own
+	lastSet    int64  // the number of a descriptor set that was given last
+	ended      bool   // tasks takes no more
+	killed     bool   // by Kill, so that the end is no error
+	shutdown   string // reason of QEMU's SHUTDOWN event
+	broken     error  // what made the supervisor end the VM
+	err        error  // for Err; set before done is closed
+	undoErr    error  // what could not be undone; set before done is closed
 }
 
 var _ hypervisor.VM = (*Machine)(nil)
@@ -89,12 +97,17 @@ func Start(ctx context.Context, spec Spec) (*Machine, error) {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	m := &Machine{
-		spec:  spec,
-		heard: make(chan struct{}),
-		done:  make(chan struct{}),
-		slots: newSlots(spec.DiskSlots),
-		disks: map[string]*disk{},
+		spec:       spec,
+		heard:      make(chan struct{}),
+		done:       make(chan struct{}),
+		slots:      newSlots(0, spec.DiskSlots, errNoDiskSlot),
+		shareSlots: newSlots(0, spec.shareSlots(), errNoShareSlot),
+		nicSlots:   newSlots(spec.firstNICSlot(), spec.NICSlots, errNoNICSlot),
+		disks:      map[string]*disk{},
+		shares:     map[string]*share{},
+		nics:       map[string]*nic{},
 
+		serving: make(chan struct{}, 1), failed: make(chan error, 1),
 		unplugging: make(chan struct{}, unplugsAtOnce),
 		growth:     newGrowth(spec),
 	}
@@ -139,8 +152,8 @@ func (m *Machine) start(ctx context.Context) (err error) {
 	phase(&m.timings.Vsock)
 
 	wiring := m.vsock.Wiring()
-	m.growth.shared = wiring.SharedMemory
-	m.proc, err = launch(m.spec.Binary, argv(m.spec, m.accel.Accelerator, wiring), wiring.File)
+	m.growth.shared = sharedMemory(m.spec, wiring)
+	m.proc, err = launchIn(m.spec.NetNS, m.spec.Binary, argv(m.spec, m.accel.Accelerator, wiring), wiring.File)
 	m.vsock.Release()
 	if err != nil {
 		return err
@@ -213,12 +226,17 @@ func (m *Machine) supervise() {
 	if daemon := m.vsock.Daemon(); daemon != nil {
 		daemonDone = daemon.Done()
 	}
+	var broken error
 	select {
 	case <-m.proc.child.Done():
+	case broken = <-m.failed:
 	case <-daemonDone:
 		// The guest can be reached no more, and nothing can bring it back.
+		broken = fmt.Errorf("vhost-device-vsock ended: %s: %s", exitReason(m.vsock.Daemon().Err()), m.vsock.Diagnosis())
+	}
+	if broken != nil {
 		m.mu.Lock()
-		m.broken = fmt.Errorf("vhost-device-vsock ended: %s: %s", exitReason(m.vsock.Daemon().Err()), m.vsock.Diagnosis())
+		m.broken = broken
 		m.mu.Unlock()
 		ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 		_ = m.proc.child.Kill(ctx)
@@ -259,7 +277,7 @@ func (m *Machine) cause() string {
 func (m *Machine) undo() error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
 	defer cancel()
-	var errs []error
+	errs := m.closeShares(ctx)
 	if m.vsock != nil {
 		errs = append(errs, m.vsock.Close(ctx))
 	}
@@ -269,8 +287,16 @@ func (m *Machine) undo() error {
 // Pid implements hypervisor.VM.
 func (m *Machine) Pid() int { return m.record.QEMU.Pid }
 
-// Record is what Spec.OnStarted was given.
-func (m *Machine) Record() Record { return m.record }
+// Record is what Spec.OnStarted was given last.
+func (m *Machine) Record() Record {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := m.record
+	for _, s := range m.shares {
+		r.Shares = append(r.Shares, s.daemon.Identity())
+	}
+	return r
+}
 
 // Done implements hypervisor.VM.
 func (m *Machine) Done() <-chan struct{} { return m.done }

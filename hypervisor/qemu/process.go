@@ -38,9 +38,14 @@ type process struct {
 	drained chan struct{} // closed when the console has been read to its end
 }
 
-// launch starts QEMU. It inherits the monitor as fdQMP, the console as fdConsole
-// and then extra, which stay the caller's to close.
+// launch starts QEMU in the caller's network namespace. It inherits the monitor as
+// fdQMP, the console as fdConsole and then extra, which stay the caller's to close.
 func launch(binary string, args []string, extra ...*os.File) (*process, error) {
+	return launchIn(nil, binary, args, extra...)
+}
+
+// launchIn is launch for another network namespace, unless that is nil.
+func launchIn(netns *os.File, binary string, args []string, extra ...*os.File) (*process, error) {
 	monitor, monitorEnd, err := socketPair("qmp")
 	if err != nil {
 		return nil, err
@@ -64,7 +69,7 @@ func launch(binary string, args []string, extra ...*os.File) (*process, error) {
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = p.stderr, p.stderr
 	cmd.ExtraFiles = append([]*os.File{monitorEnd, consoleEnd}, extra...)
-	if p.child, err = child.Start(cmd); err != nil {
+	if p.child, err = child.StartIn(cmd, netns); err != nil {
 		_ = p.monitor.Disconnect()
 		console.Close()
 		return nil, err

@@ -6,10 +6,21 @@ import (
 	"time"
 )
 
-// ErrNoSlot is wrapped when a VM has as many disks as it has slots.
-var ErrNoSlot = errors.New("no free disk slot")
+// ErrNoSlot is wrapped when a VM has as many disks and shares, or network
+// interfaces, as it has slots for them.
+var ErrNoSlot = errors.New("no free slot")
 
-// slotRest is how long a slot stays empty after a disk was unplugged from it.
+var (
+	errNoDiskSlot  = fmt.Errorf("%w for a disk or a share: raise hypervisor.slots (at most %d)", ErrNoSlot, MaxDiskSlots)
+	errNoShareSlot = fmt.Errorf("%w for a share: with hypervisor.block_driver = %q there are as many as hypervisor.slots says", ErrNoSlot, VirtioBlk)
+	errNoNICSlot   = fmt.Errorf("%w for a network interface", ErrNoSlot)
+)
+
+// shareSlots is how many shares a VM takes whose disks need no PCI slots. Where
+// they do, the slots are for both.
+const shareSlots = slotsPerBridge
+
+// slotRest is how long a slot stays empty after a device was unplugged from it.
 //
 // A guest is not done with a slot when QEMU says that the disk is gone. By ACPI
 // every event has the guest told again of each slot that is to be ejected, and
@@ -20,12 +31,13 @@ var ErrNoSlot = errors.New("no free disk slot")
 // still writes would reach the next disk there.
 const slotRest = 2 * time.Second
 
-// slots hands out the places for disks, the one that has been free the longest
+// slots hands out the places for one kind of device, the one that has been free the longest
 // first: lowest first as long as there are new ones. It is not safe for
 // concurrent use.
 type slots struct {
 	free  []freeSlot
-	count int // of all
+	count int   // of all
+	full  error // what is said when none is free
 }
 
 type freeSlot struct {
@@ -33,10 +45,10 @@ type freeSlot struct {
 	ready time.Time // when it may be used
 }
 
-func newSlots(n int) slots {
-	s := slots{free: make([]freeSlot, n), count: n}
+func newSlots(first slot, n int, full error) slots {
+	s := slots{free: make([]freeSlot, n), count: n, full: full}
 	for i := range s.free {
-		s.free[i].slot = slot(i)
+		s.free[i].slot = first + slot(i)
 	}
 	return s
 }
@@ -44,7 +56,7 @@ func newSlots(n int) slots {
 // take returns a slot and when it may be used.
 func (s *slots) take() (slot, time.Time, error) {
 	if len(s.free) == 0 {
-		return 0, time.Time{}, fmt.Errorf("%w: all %d are taken: raise hypervisor.slots (at most %d)", ErrNoSlot, s.count, MaxDiskSlots)
+		return 0, time.Time{}, fmt.Errorf("all %d are taken: %w", s.count, s.full)
 	}
 	first := s.free[0]
 	s.free = s.free[1:]
@@ -56,7 +68,7 @@ func (s *slots) giveBack(i slot, ready time.Time) {
 	s.free = append(s.free, freeSlot{i, ready})
 }
 
-// slot is a place for a disk: behind PCI bridges a bridge and a device number, on
+// slot is a place for a device: behind PCI bridges a bridge and a device number, on
 // a SCSI bus a target.
 type slot int
 

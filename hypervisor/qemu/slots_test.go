@@ -8,7 +8,7 @@ import (
 )
 
 func TestSlotsAreHandedOutLowestFirstAndThenTheLongestFree(t *testing.T) {
-	s := newSlots(MaxDiskSlots)
+	s := newSlots(0, MaxDiskSlots, errNoDiskSlot)
 	for want := range slot(MaxDiskSlots) {
 		got, ready, err := s.take()
 		if got != want || !ready.IsZero() || err != nil {
@@ -44,9 +44,24 @@ func TestSlotHasOneNameForQEMUAndTheAgent(t *testing.T) {
 }
 
 func TestBridgesHoldTheSlots(t *testing.T) {
-	for disks, want := range map[int]int{0: 0, 1: 1, 31: 1, 32: 2, 128: 5, MaxDiskSlots: maxBridges} {
+	for disks, want := range map[int]int{0: 0, 1: 1, 31: 1, 32: 2, 128: 5, MaxDiskSlots: maxDiskBridges, MaxDiskSlots + MaxNICSlots: maxDiskBridges + 1} {
 		if got := bridges(disks); got != want {
 			t.Errorf("%d disks have %d bridges, want %d", disks, got, want)
+		}
+	}
+}
+
+// What was promised to disks is theirs, however many interfaces there are.
+func TestInterfacesHaveSlotsBehindThoseOfTheDisks(t *testing.T) {
+	for driver, want := range map[BlockDriver]string{VirtioBlk: "0c/05", VirtioSCSI: "08/01"} {
+		spec := Spec{BlockDriver: driver, DiskSlots: 128, NICSlots: 1}
+		s := newSlots(spec.firstNICSlot(), spec.NICSlots, errNoNICSlot)
+		got, _, err := s.take()
+		if err != nil || got.pciPath() != want {
+			t.Errorf("%s: %s, %v, want %s", driver, got.pciPath(), err, want)
+		}
+		if _, _, err := s.take(); !errors.Is(err, ErrNoSlot) || !strings.Contains(err.Error(), "interface") {
+			t.Errorf("%s: a second one: %v", driver, err)
 		}
 	}
 }

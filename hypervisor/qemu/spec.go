@@ -37,7 +37,9 @@ const (
 
 const (
 	// MaxDiskSlots is the largest number of disks a VM can be given at once.
-	MaxDiskSlots = maxBridges * slotsPerBridge
+	MaxDiskSlots = maxDiskBridges * slotsPerBridge
+	// MaxNICSlots is that of network interfaces.
+	MaxNICSlots = slotsPerBridge
 
 	// maxVCPUs is what q35 takes without interrupt remapping.
 	maxVCPUs = 255
@@ -47,7 +49,8 @@ const (
 )
 
 // Spec is everything there is to know to start a VM. It is plain data: nothing
-// in it names a pod, and two VMs of one configuration differ in Dir alone.
+// that the guest could see names a pod, and two VMs of one configuration differ
+// in Dir and NetNS alone.
 type Spec struct {
 	// Dir is the VM's private directory, an absolute path that does not
 	// exist or is empty; Start makes it (mode 0700) and the end of the VM
@@ -81,6 +84,10 @@ type Spec struct {
 	// DiskSlots is how many disks can be attached at once. They are reserved
 	// when the VM boots.
 	DiskSlots int
+	// NICSlots is how many network interfaces can be attached at once. They have
+	// places of their own, behind those of the disks, so that neither takes what
+	// was promised to the other.
+	NICSlots int
 	// BlockDriver is empty for VirtioBlk.
 	BlockDriver BlockDriver
 	// AIO is empty for AIOThreads.
@@ -94,9 +101,18 @@ type Spec struct {
 	// host has no /dev/vhost-vsock.
 	VsockDaemon string
 
-	// OnStarted, if set, is called once by Start as soon as the processes of
-	// the VM exist, so that the caller can write the record where Cleanup finds
-	// it after a crash. An error ends the start.
+	// Virtiofsd, if set, is the daemon that shares are served by, an absolute path:
+	// the VM's memory is shared with it, and AttachShare works.
+	Virtiofsd string
+
+	// NetNS is the network namespace that QEMU runs in, nil for that of the caller,
+	// whose file it stays. The daemons stay outside: they need no network.
+	NetNS *os.File `json:"-"`
+
+	// OnStarted, if set, is called by Start as soon as the processes of the VM
+	// exist, so that the caller can write the record where Cleanup finds it after
+	// a crash; and by AttachShare, once there is one more. Calls do not overlap.
+	// An error ends the start, or the attachment.
 	OnStarted func(Record) error `json:"-"`
 
 	// stopped keeps the guest from running (-S), for tests of what QEMU does
@@ -153,6 +169,9 @@ func (s Spec) validate() error {
 	}
 
 	file("hypervisor.path", s.Binary, true)
+	if s.Virtiofsd != "" {
+		file("mounts.virtiofsd", s.Virtiofsd, true)
+	}
 	file("guest.kernel", s.Kernel, false)
 	file("guest.initrd", s.Initrd, false)
 	if err := cleanPath(s.Dir); err != nil {
@@ -197,6 +216,9 @@ func (s Spec) validate() error {
 	}
 	if s.DiskSlots < 0 || s.DiskSlots > MaxDiskSlots {
 		bad("hypervisor.slots", "%d is not between 0 and %d", s.DiskSlots, MaxDiskSlots)
+	}
+	if s.NICSlots < 0 || s.NICSlots > MaxNICSlots {
+		bad("network", "%d places for interfaces are not between 0 and %d", s.NICSlots, MaxNICSlots)
 	}
 	for _, p := range s.KernelParams {
 		if p == "" || strings.ContainsFunc(p, func(r rune) bool { return r <= ' ' || r == 0x7f }) {

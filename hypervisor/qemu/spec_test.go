@@ -52,6 +52,7 @@ func TestSpecIsRefusedWithTheOptionToChange(t *testing.T) {
 		"too many at most":       {func(s *Spec) { s.MaxVCPUs = 256 }, "hypervisor.max_vcpus: "},
 		"less memory at most":    {func(s *Spec) { s.MaxMemoryMiB = 127 }, "hypervisor.max_memory_mib: "},
 		"negative slots":         {func(s *Spec) { s.DiskSlots = -1 }, "hypervisor.slots: "},
+		"too many interfaces":    {func(s *Spec) { s.NICSlots = MaxNICSlots + 1 }, "network: "},
 		"too many slots":         {func(s *Spec) { s.DiskSlots = MaxDiskSlots + 1 }, "hypervisor.slots: "},
 		"blank in a parameter":   {func(s *Spec) { s.KernelParams = []string{"a b"} }, "guest.kernel_params: "},
 		"newline in a parameter": {func(s *Spec) { s.KernelParams = []string{"a\nb"} }, "guest.kernel_params: "},

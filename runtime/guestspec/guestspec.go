@@ -30,9 +30,27 @@ type Options struct {
 	// Copies is the directory of the guest below which copies of the host's
 	// files, and sockets, go, one name for each mount.
 	Copies string
+	// Shares is the directory of the guest where it is shown the host's files, by
+	// the same names. Empty: it gets copies.
+	Shares string
 	// PassHooks hands hooks that run inside the container over to the guest.
 	// Without it they are refused.
 	PassHooks bool
+	// Pod is that of the container; nil for one that has its VM for itself.
+	Pod *Pod
+}
+
+// Pod is the pod that a container belongs to. Its network, ipc and uts namespaces
+// are the guest's own; its pid namespace is one that the agent makes.
+type Pod struct {
+	// Pid is the process of the host by which containerd names the namespaces of
+	// the pod: /proc/<Pid>/ns/….
+	Pid int
+	// Infra says that the container is the one that the pod was made for: what it
+	// has new is the pod's.
+	Infra bool
+	// Shm is the directory of the guest that the containers share as /dev/shm.
+	Shm string
 }
 
 // Result is a spec for the guest, and what the host has to do for it.
@@ -43,6 +61,10 @@ type Result struct {
 	Copies []Copy
 	// Sockets are the Unix sockets of the host that it has mounts of.
 	Sockets []Socket
+	// Blocks are the block devices of the host that the guest's spec has nodes of.
+	Blocks []Block
+	// PodPID says that the container joins the pid namespace of its pod.
+	PodPID bool
 	// Hooks are those that run on the host.
 	Hooks HostHooks
 	// Dropped names the fields that were left out, each as "field: reason", for
@@ -65,11 +87,11 @@ func Convert(host *specs.Spec, o Options) (Result, error) {
 	if err != nil {
 		return r, err
 	}
-	mounts, err := r.mounts(host.Mounts, o)
+	mounts, err := r.mounts(host, o)
 	if err != nil {
 		return r, err
 	}
-	linux, err := r.linux(host.Linux)
+	linux, err := r.linux(host.Linux, o.Pod)
 	if err != nil {
 		return r, err
 	}
@@ -81,7 +103,7 @@ func Convert(host *specs.Spec, o Options) (Result, error) {
 		Version:     host.Version,
 		Process:     process,
 		Root:        &pb.Root{Path: o.Rootfs, Readonly: host.Root.Readonly},
-		Hostname:    host.Hostname,
+		Hostname:    r.hostname(host, o.Pod),
 		Mounts:      mounts,
 		Hooks:       hooks,
 		Annotations: host.Annotations,

@@ -254,3 +254,75 @@ func TestASocketIsABindMountOfTheGuests(t *testing.T) {
 		t.Errorf("a relative source: %v", err)
 	}
 }
+
+// inPod is a container that has all in common with its pod, whose process on the
+// host is 7.
+func inPod() *specs.Spec {
+	s := &specs.Spec{
+		Process: &specs.Process{Args: []string{"x"}, Cwd: "/"}, Root: &specs.Root{}, Linux: &specs.Linux{},
+		Hostname: "own", Mounts: []specs.Mount{{Destination: "/dev/shm", Type: "tmpfs", Source: "shm"}},
+	}
+	for _, kind := range []specs.LinuxNamespaceType{specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace} {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: kind, Path: "/proc/7/ns/" + string(kind)})
+	}
+	return s
+}
+
+func TestNamespacesOfThePodAreTheGuests(t *testing.T) {
+	o := options
+	o.Pod = &Pod{Pid: 7, Shm: "/guest/shm"}
+	r, err := Convert(inPod(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(r.Spec.GetLinux().GetNamespaces()) != 0 || !r.PodPID || r.Spec.GetHostname() != "" || !slices.ContainsFunc(r.Dropped, func(d string) bool { return strings.HasPrefix(d, "hostname") }) {
+		t.Errorf("%v, that of the pod %v, dropped %q", r.Spec, r.PodPID, r.Dropped)
+	}
+	if m := r.Spec.GetMounts()[0]; m.GetType() != "bind" || m.GetSource() != "/guest/shm" {
+		t.Errorf("/dev/shm: %v", m)
+	}
+
+	s := inPod()
+	s.Mounts[0] = specs.Mount{
+		Destination: "/dev/shm", Type: "bind", Options: []string{"rbind"},
+		Source: "/var/lib/kubelet/pods/uid/volumes/kubernetes.io~empty-dir/shm",
+	}
+	if r, err := Convert(s, o); err != nil || len(r.Copies) != 1 || r.Spec.GetMounts()[0].GetSource() == "/guest/shm" {
+		t.Errorf("a volume at /dev/shm: %v, %v", r.Spec, err)
+	}
+
+	for name, change := range map[string]func(*specs.Spec, *Options){
+		"of another process": func(s *specs.Spec, _ *Options) { s.Linux.Namespaces[0].Path = "/proc/8/ns/pid" },
+		"of another kind":    func(s *specs.Spec, _ *Options) { s.Linux.Namespaces[0].Path = "/proc/7/ns/ipc" },
+		"without a pod":      func(_ *specs.Spec, o *Options) { o.Pod = nil },
+		"before its VM runs": func(s *specs.Spec, o *Options) {
+			s.Linux.Namespaces[0].Path, o.Pod = "/proc/0/ns/pid", &Pod{}
+		},
+		"mounts": func(s *specs.Spec, _ *Options) {
+			s.Linux.Namespaces[0] = specs.LinuxNamespace{Type: specs.MountNamespace, Path: "/proc/7/ns/mnt"}
+		},
+	} {
+		s, o := inPod(), o
+		change(s, &o)
+		if _, err := Convert(s, o); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "linux.namespaces") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestNewNamespacesAreThePodsForItsFirstContainerAlone(t *testing.T) {
+	for _, infra := range []bool{true, false} {
+		s, o := inPod(), options
+		for i := range s.Linux.Namespaces {
+			s.Linux.Namespaces[i].Path = ""
+		}
+		o.Pod = &Pod{Pid: 7, Shm: "/guest/shm", Infra: infra}
+		r, err := Convert(s, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if own := len(r.Spec.GetLinux().GetNamespaces()) == 3 && r.Spec.GetHostname() == "own" && r.Spec.GetMounts()[0].GetType() == "tmpfs"; own == infra || r.PodPID != infra {
+			t.Errorf("first %v: %v, pid of the pod %v", infra, r.Spec, r.PodPID)
+		}
+	}
+}

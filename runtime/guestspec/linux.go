@@ -10,7 +10,7 @@ import (
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 )
 
-func (r *Result) linux(l *specs.Linux) (*pb.Linux, error) {
+func (r *Result) linux(l *specs.Linux, pod *Pod) (*pb.Linux, error) {
 	if len(l.UIDMappings) > 0 || len(l.GIDMappings) > 0 {
 		return nil, unsupported("linux.uidMappings and linux.gidMappings need a user namespace, which the guest does not make: the virtual machine is the boundary")
 	}
@@ -23,7 +23,7 @@ func (r *Result) linux(l *specs.Linux) (*pb.Linux, error) {
 	if len(l.NetDevices) > 0 {
 		return nil, unsupported("linux.netDevices: interfaces of the host do not move into the guest")
 	}
-	namespaces, err := r.namespaces(l.Namespaces)
+	namespaces, err := r.namespaces(l.Namespaces, pod)
 	if err != nil {
 		return nil, err
 	}
@@ -32,6 +32,10 @@ func (r *Result) linux(l *specs.Linux) (*pb.Linux, error) {
 		return nil, err
 	}
 	if err := checkSysctl(l.Sysctl); err != nil {
+		return nil, err
+	}
+	devices, err := r.devices(l.Devices, l.Resources)
+	if err != nil {
 		return nil, err
 	}
 	if !slices.Contains(propagations, l.RootfsPropagation) {
@@ -51,7 +55,7 @@ func (r *Result) linux(l *specs.Linux) (*pb.Linux, error) {
 		Resources:         r.resources(l.Resources),
 		CgroupsPath:       cgroupsPath(l.CgroupsPath),
 		Namespaces:        namespaces,
-		Devices:           r.devices(l.Devices),
+		Devices:           devices,
 		Seccomp:           seccomp,
 		RootfsPropagation: l.RootfsPropagation,
 		MaskedPaths:       l.MaskedPaths,
@@ -60,29 +64,6 @@ func (r *Result) linux(l *specs.Linux) (*pb.Linux, error) {
 }
 
 var propagations = []string{"", "shared", "slave", "private", "unbindable", "rshared", "rslave", "rprivate", "runbindable"}
-
-// namespaces keeps the new ones that separate containers inside the guest. The
-// network is that of the VM, which is the pod's.
-func (r *Result) namespaces(in []specs.LinuxNamespace) ([]*pb.LinuxNamespace, error) {
-	var out []*pb.LinuxNamespace
-	for _, ns := range in {
-		switch ns.Type {
-		case specs.NetworkNamespace:
-			continue
-		case specs.UserNamespace, specs.TimeNamespace:
-			return nil, unsupported("linux.namespaces: a %s namespace is not made in the guest: the virtual machine is the boundary", ns.Type)
-		case specs.PIDNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.MountNamespace, specs.CgroupNamespace:
-		default:
-			return nil, invalid("linux.namespaces: unknown type %q", ns.Type)
-		}
-		if ns.Path != "" {
-			return nil, unsupported("linux.namespaces: the %s namespace %s is one of the host and cannot be joined from a virtual machine: leave it out (--with-ns of ctr)",
-				ns.Type, ns.Path)
-		}
-		out = append(out, &pb.LinuxNamespace{Type: string(ns.Type)})
-	}
-	return out, nil
-}
 
 // cgroupsPath makes a plain path of both forms that containerd writes, that of
 // cgroupfs and "slice:prefix:name" of systemd: the guest runs no systemd.
@@ -118,15 +99,24 @@ var virtual = []device{
 	{"c", 10, 200}, {"c", 10, 229}, {"c", 10, 237}, // net/tun, fuse, loop-control
 }
 
-// devices keeps the nodes behind which the guest has the same device.
-func (r *Result) devices(in []specs.LinuxDevice) []*pb.LinuxDevice {
+// devices keeps the nodes behind which the guest has the same device, and those that
+// a disk can be put behind.
+func (r *Result) devices(in []specs.LinuxDevice, resources *specs.LinuxResources) ([]*pb.LinuxDevice, error) {
+	var rules []specs.LinuxDeviceCgroup
+	if resources != nil {
+		rules = resources.Devices
+	}
 	var out []*pb.LinuxDevice
 	for _, d := range in {
 		kind := d.Type
 		if kind == "u" {
 			kind = "c"
 		}
-		if kind != "p" && !slices.Contains(virtual, device{kind, d.Major, d.Minor}) {
+		isBlock, err := r.block(d, rules)
+		if err != nil {
+			return nil, err
+		}
+		if kind != "p" && !isBlock && !slices.Contains(virtual, device{kind, d.Major, d.Minor}) {
 			r.drop("linux.devices "+d.Path, "a device of the host")
 			continue
 		}
@@ -135,7 +125,7 @@ func (r *Result) devices(in []specs.LinuxDevice) []*pb.LinuxDevice {
 			FileMode: uint32(value(d.FileMode, 0o666)), UID: value(d.UID, 0), GID: value(d.GID, 0),
 		})
 	}
-	return out
+	return out, nil
 }
 
 // eperm is the number that a refused system call returns if nothing else is

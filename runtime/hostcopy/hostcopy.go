@@ -19,6 +19,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/runtime/hostfs"
 )
 
 // ErrBytes and ErrEntries are wrapped when a Budget does not suffice.
@@ -58,10 +60,14 @@ type Tree struct {
 	Entries []Entry
 	source  string
 	root    int // descriptor with O_PATH
+	// published is the directory that holds the content, if the tree is kept by a
+	// kubelet.
+	published string
 }
 
 // Scan looks at source, an absolute path in which links are followed, and at
-// everything below it, where none are. What is neither a file nor a directory
+// everything below it, where none are. Of a directory that a kubelet keeps it sees
+// what is published (Published). What is neither a file nor a directory
 // nor a link is refused with an error of class errdefs.ErrNotImplemented that
 // names it; a Budget that does not suffice gives ErrBytes or ErrEntries. The
 // caller closes the Tree.
@@ -76,7 +82,8 @@ func Scan(source string, b *Budget) (_ *Tree, err error) {
 			t.Close()
 		}
 	}()
-	if err := refuseKernels(root, source); err != nil {
+	// A link may have led there.
+	if err := hostfs.Refuse(root, source); err != nil {
 		return nil, err
 	}
 	e, err := t.entry(root, "", b)
@@ -84,10 +91,16 @@ func Scan(source string, b *Budget) (_ *Tree, err error) {
 		return nil, err
 	}
 	t.Entries = append(t.Entries, e)
-	if e.Type() == unix.S_IFDIR {
-		return t, t.walk("", 0, b)
+	if e.Type() != unix.S_IFDIR {
+		return t, nil
 	}
-	return t, nil
+	if err := t.readPublished(); err != nil {
+		return nil, err
+	}
+	if err := t.walk("", 0, b); err != nil {
+		return nil, err
+	}
+	return t, t.checkPublished()
 }
 
 // Close gives the descriptor back. It may be called more than once.
@@ -131,6 +144,9 @@ func (t *Tree) walk(dir string, depth int, b *Budget) error {
 		return err
 	}
 	for _, name := range names {
+		if dir == "" && t.isLeftOver(name) {
+			continue
+		}
 		name = path.Join(dir, name)
 		fd, err := t.open(name, unix.O_PATH)
 		if err != nil {
@@ -231,23 +247,4 @@ func (t *Tree) Read(e Entry) (*os.File, error) {
 		return nil, fmt.Errorf("%s has changed since it was looked at: %w", full, errdefs.ErrUnavailable)
 	}
 	return os.NewFile(uintptr(fd), full), nil
-}
-
-// kernels are filesystems whose content is the host's kernel's.
-var kernels = map[int64]string{
-	unix.PROC_SUPER_MAGIC: "proc", unix.SYSFS_MAGIC: "sysfs", unix.CGROUP_SUPER_MAGIC: "cgroup", unix.CGROUP2_SUPER_MAGIC: "cgroup2",
-	unix.DEBUGFS_MAGIC: "debugfs", unix.TRACEFS_MAGIC: "tracefs", unix.SECURITYFS_MAGIC: "securityfs", unix.BPF_FS_MAGIC: "bpf",
-	unix.DEVPTS_SUPER_MAGIC: "devpts", unix.EFIVARFS_MAGIC: "efivarfs", unix.NSFS_MAGIC: "nsfs",
-}
-
-// refuseKernels is for a source that a link has led to such a filesystem.
-func refuseKernels(fd int, source string) error {
-	var st unix.Statfs_t
-	if err := unix.Fstatfs(fd, &st); err != nil {
-		return &os.PathError{Op: "statfs", Path: source, Err: err}
-	}
-	if name, ok := kernels[int64(st.Type)]; ok {
-		return fmt.Errorf("%s is on the %s of the host's kernel, which the guest cannot have: %w", source, name, errdefs.ErrNotImplemented)
-	}
-	return nil
 }

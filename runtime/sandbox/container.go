@@ -21,10 +21,15 @@ type container struct {
 	dir        string     // own directory below the sandbox's
 	disks      []attached // written by create only
 	inGuest    bool       // the agent has the container, written by create only
+	messages   []message  // written by create only, before the process starts
+	published  []*published
 	abandon    context.CancelFunc
 
-	hooks       guestspec.HostHooks // written before it is admitted, as the next
+	// Written before it is admitted:
+	hooks       guestspec.HostHooks
 	annotations map[string]string
+	infra       bool     // it stands for the pod
+	virtual     *virtual // nil for a process that runs in the guest
 
 	init *process      // its state is the container's
 	gone chan struct{} // closed when the container is taken apart

@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/agentclient"
+	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/configs"
 	"github.com/erofsvm/erofsvm/runtime/guestspec"
 	"github.com/erofsvm/erofsvm/runtime/hostcopy"
@@ -37,21 +38,35 @@ func scanCopies(list []guestspec.Copy, limits configs.Mounts) (_ copies, err err
 			found.close()
 		}
 	}()
-	budget := &hostcopy.Budget{Bytes: int64(limits.CopyMiB) << 20, Entries: limits.CopyFiles}
+	left := budget(limits)
 	for _, c := range list {
-		tree, err := hostcopy.Scan(c.Source, budget)
-		switch {
-		case errors.Is(err, hostcopy.ErrBytes):
-			err = fmt.Errorf("%w: all bind mounts of a container together may have %d MiB, as mounts.copy_mib of the configuration says", err, limits.CopyMiB)
-		case errors.Is(err, hostcopy.ErrEntries):
-			err = fmt.Errorf("%w: all bind mounts of a container together may have %d, as mounts.copy_files of the configuration says", err, limits.CopyFiles)
-		}
+		tree, err := scanCopy(c, left, limits)
 		if err != nil {
-			return nil, fmt.Errorf("mount %s, which is a copy of the host's %s: %w", c.Destination, c.Source, err)
+			return nil, err
 		}
 		found = append(found, copied{c, tree})
 	}
 	return found, nil
+}
+
+// budget is what a container may have copied.
+func budget(limits configs.Mounts) *hostcopy.Budget {
+	return &hostcopy.Budget{Bytes: int64(limits.CopyMiB) << 20, Entries: limits.CopyFiles}
+}
+
+// scanCopy looks at one of them, and names the key that bounds it.
+func scanCopy(c guestspec.Copy, left *hostcopy.Budget, limits configs.Mounts) (*hostcopy.Tree, error) {
+	tree, err := hostcopy.Scan(c.Source, left)
+	switch {
+	case errors.Is(err, hostcopy.ErrBytes):
+		err = fmt.Errorf("%w: all bind mounts of a container together may have %d MiB, as mounts.copy_mib of the configuration says; mounts.bind = \"virtiofs\" needs no copies", err, limits.CopyMiB)
+	case errors.Is(err, hostcopy.ErrEntries):
+		err = fmt.Errorf("%w: all bind mounts of a container together may have %d, as mounts.copy_files of the configuration says", err, limits.CopyFiles)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("mount %s, which is a copy of the host's %s: %w", c.Destination, c.Source, err)
+	}
+	return tree, nil
 }
 
 func (all copies) close() {
@@ -60,24 +75,33 @@ func (all copies) close() {
 	}
 }
 
-// send gives the guest its copies.
-func (all copies) send(ctx context.Context, m *machine) error {
+// give gives the guest its copies. Those that follow the host are the container's
+// from then on.
+func (all copies) give(ctx context.Context, m *machine, c *container) ([]*pb.Storage, error) {
 	if len(all) == 0 {
-		return nil
+		return nil, nil
 	}
 	begun := time.Now()
 	defer m.trace.phase("copy", begun)
-	for _, c := range all {
-		for _, e := range c.tree.Entries {
-			if err := c.sendEntry(ctx, m.agent, e); err != nil {
-				return fmt.Errorf("mount %s: %w", c.Destination, err)
+	for _, one := range all {
+		if one.tree.Published() {
+			p := &published{Copy: one.Copy, m: m, container: c.id, limits: m.cfg.Mounts, has: map[string]hostcopy.Entry{}}
+			if err := p.send(ctx); err != nil {
+				return nil, err
+			}
+			c.published = append(c.published, p)
+			continue
+		}
+		for _, e := range one.tree.Entries {
+			if err := one.sendEntry(ctx, m.agent, e); err != nil {
+				return nil, fmt.Errorf("mount %s: %w", one.Destination, err)
 			}
 		}
-		if !c.ReadOnly {
-			m.log.Infof("mount %s is a copy of the host's %s: what is written to it stays in the virtual machine", c.Destination, c.Source)
+		if !one.ReadOnly {
+			m.log.Infof("mount %s is a copy of the host's %s: what is written to it stays in the virtual machine", one.Destination, one.Source)
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // copyDirMode is the mode of directories above the copies.

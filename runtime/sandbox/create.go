@@ -41,19 +41,28 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	if err != nil {
 		return 0, err
 	}
-	guest, err := convert(spec, req)
+	of, err := s.member(req.ID, spec)
 	if err != nil {
 		return 0, err
 	}
-	copies, err := scanCopies(guest.Copies, req.Config.Mounts)
+	of.complete(spec)
+	guest, err := convert(spec, req, of)
 	if err != nil {
 		return 0, err
 	}
-	defer copies.close()
+	volumes, err := takeEmptyDirs(&guest, req.Config.Mounts)
+	if err != nil {
+		return 0, err
+	}
+	files, err := openHostFiles(guest.Copies, req.Config.Mounts)
+	if err != nil {
+		return 0, err
+	}
+	defer files.close()
 	for _, d := range guest.Dropped {
 		s.log.WithField("container", req.ID).Warnf("not for the guest: %s", d)
 	}
-	c, m, err := s.admit(req, spec, guest, begun, func() { abandon(errAbandoned) })
+	c, m, err := s.admit(req, spec, guest, of, begun, func() { abandon(errAbandoned) })
 	if err != nil {
 		return 0, err
 	}
@@ -64,49 +73,19 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 		}
 	}()
 
-	// While the VM boots:
-	plan, err := m.plan(ctx, req.Rootfs)
+	if c.virtual == nil {
+		err = s.build(ctx, c, m, req, guest, files, volumes)
+	} else {
+		err = s.stand(ctx, c, m)
+	}
 	if err != nil {
 		return 0, err
-	}
-	defer plan.Close() // QEMU has its own descriptors by then
-	streams, err := stdio.Open(ctx, req.Streams, s.streamOptions(c.init, m))
-	if err != nil {
-		return 0, err
-	}
-	c.init.setStdio(streams)
-
-	if err := m.await(ctx); err != nil {
-		return 0, err
-	}
-	if err := s.grow(ctx, m); err != nil {
-		// Its limits bind all the same, to what there is.
-		s.log.WithField("container", req.ID).WithError(err).Warn("the virtual machine is smaller than its containers' limits")
-	}
-	storages, err := m.attach(ctx, c, plan)
-	if err != nil {
-		return 0, err
-	}
-	if err := copies.send(ctx, m); err != nil {
-		return 0, err
-	}
-	if err := m.forward(ctx, c, guest.Sockets); err != nil {
-		return 0, err
-	}
-	created := time.Now()
-	c.inGuest = true // even a create that failed may have left something
-	err = m.agent.CreateContainer(ctx, &pb.CreateContainerRequest{
-		ContainerId: req.ID, ExecId: req.ID, Storages: storages, OCI: guest.Spec,
-	})
-	m.trace.phase("container create", created)
-	if err != nil {
-		return 0, fmt.Errorf("create container %s in the guest: %w", req.ID, err)
 	}
 	output, err := m.streams(ctx, c.init)
 	if err != nil {
 		return 0, err
 	}
-	streams.Start(output)
+	c.init.stdio().Start(output)
 	if err := s.runHooks(ctx, c, m, guest.Hooks.Create, specs.StateCreating); err != nil {
 		return 0, err
 	}
@@ -120,38 +99,131 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	return pid, nil
 }
 
+// build makes a container in the guest.
+func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *CreateRequest, guest guestspec.Result, files hostFiles, volumes []wantedDir) error {
+	// While the VM boots:
+	plan, err := m.plan(ctx, req.Rootfs)
+	if err != nil {
+		return err
+	}
+	defer plan.Close() // QEMU has its own descriptors by then
+	if err := s.openStreams(ctx, c.init, m); err != nil {
+		return err
+	}
+
+	if err := m.await(ctx); err != nil {
+		return err
+	}
+	if err := s.grow(ctx, m); err != nil {
+		// Its limits bind all the same, to what there is.
+		s.log.WithField("container", req.ID).WithError(err).Warn("the virtual machine is smaller than its containers' limits")
+	}
+	storages, err := m.attach(ctx, c, plan)
+	if err != nil {
+		return err
+	}
+	devices, err := m.attachBlocks(ctx, c, guest.Blocks)
+	if err != nil {
+		return err
+	}
+	inPod, err := m.giveEmptyDirs(ctx, volumes)
+	if err != nil {
+		return err
+	}
+	m.openMessages(c, guest.Copies)
+	shared, err := files.give(ctx, m, c)
+	if err != nil {
+		return err
+	}
+	if err := m.forward(ctx, c, guest.Sockets); err != nil {
+		return err
+	}
+	created := time.Now()
+	c.inGuest = true // even a create that failed may have left something
+	err = m.agent.CreateContainer(ctx, &pb.CreateContainerRequest{
+		ContainerId: req.ID, ExecId: req.ID, Storages: slices.Concat(storages, inPod, shared), Devices: devices, OCI: guest.Spec, SandboxPidns: guest.PodPID,
+	})
+	m.trace.phase("container create", created)
+	if err != nil {
+		return fmt.Errorf("create container %s in the guest: %w", req.ID, err)
+	}
+	m.follow(c)
+	return nil
+}
+
+// stand makes a container that only stands for the pod: it has a VM, and nothing
+// in it.
+func (s *Sandbox) stand(ctx context.Context, c *container, m *machine) error {
+	if err := s.openStreams(ctx, c.init, m); err != nil {
+		return err
+	}
+	return m.await(ctx)
+}
+
+func (s *Sandbox) openStreams(ctx context.Context, p *process, m *machine) error {
+	streams, err := stdio.Open(ctx, p.streams, s.streamOptions(p, m))
+	if err != nil {
+		return err
+	}
+	p.setStdio(streams)
+	return nil
+}
+
 // convert makes the guest's spec. Whether there is a terminal is for the request
 // to say, as for runc's shim.
-func convert(spec *specs.Spec, req *CreateRequest) (guestspec.Result, error) {
+func convert(spec *specs.Spec, req *CreateRequest, of membership) (guestspec.Result, error) {
 	guest, err := guestspec.Convert(spec, guestspec.Options{
-		Bundle: req.Bundle, Rootfs: guestRootfs(req.ID), Copies: guestCopies(req.ID),
-		PassHooks: req.Config.Guest.Hooks == "pass",
+		Bundle: req.Bundle, Rootfs: guestRootfs(req.ID), Copies: guestCopies(req.ID), Shares: guestShares(req),
+		PassHooks: req.Config.Guest.Hooks == "pass", Pod: of.guest(),
 	})
-	if err == nil {
-		guest.Spec.Process.Terminal = req.Streams.Terminal
+	if err != nil {
+		return guest, err
 	}
-	return guest, err
+	guest.Spec.Process.Terminal = req.Streams.Terminal
+	if of.virtual(req) {
+		guest.Copies, guest.Sockets, guest.Blocks = nil, nil, nil // nobody would see them
+	}
+	return guest, nil
+}
+
+// virtual says whether the container of the request only stands for its pod.
+func (b membership) virtual(req *CreateRequest) bool {
+	return b.infra && req.Config.Guest.Pause == "virtual"
 }
 
 // reserved are names that the guest has for other things beside containers.
 var reserved = []string{"sandbox", "shared"}
 
 // admit takes a container in, with the VM that it is to run in.
-func (s *Sandbox) admit(req *CreateRequest, spec *specs.Spec, guest guestspec.Result, begun time.Time, abandon context.CancelFunc) (*container, *machine, error) {
+func (s *Sandbox) admit(req *CreateRequest, spec *specs.Spec, guest guestspec.Result, of membership, begun time.Time, abandon context.CancelFunc) (*container, *machine, error) {
 	if !identifier.MatchString(req.ID) || slices.Contains(reserved, req.ID) {
 		return nil, nil, fmt.Errorf("container id %q: %w", req.ID, errdefs.ErrInvalidArgument)
 	}
 	c := newContainer(req.ID, req.Bundle, req.Streams, abandon)
-	c.hooks, c.annotations = guest.Hooks, spec.Annotations
-	c.limits = guest.Spec.GetLinux().GetResources()
+	c.hooks, c.annotations, c.infra = guest.Hooks, spec.Annotations, of.infra
+	if of.virtual(req) {
+		c.virtual = newVirtual(s.PodStats)
+	} else {
+		c.limits = guest.Spec.GetLinux().GetResources()
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if _, ok := s.containers[req.ID]; ok {
 		return nil, nil, fmt.Errorf("container %s: %w", req.ID, errdefs.ErrAlreadyExists)
 	}
-	if s.machine == nil {
-		s.machine = newMachine(s, req, spec.Hostname, begun)
+	switch {
+	case s.machine == nil && (of.pod == nil || of.infra):
+		cfg, err := configFor(req.Config, spec.Annotations)
+		if err != nil {
+			return nil, nil, err
+		}
+		s.machine = newMachine(s, cfg, identity{
+			id: req.ID, bundle: req.Bundle, hostname: spec.Hostname, netns: netnsOf(spec), pod: of.infra, begun: begun,
+		})
+		s.pod = of.pod
 		s.machine.launch()
+	case s.pod != of.pod:
+		return nil, nil, fmt.Errorf("container %s: its pod came or went meanwhile: %w", req.ID, errdefs.ErrFailedPrecondition)
 	}
 	s.serial++
 	c.dir = filepath.Join(s.machine.dir, "c"+strconv.Itoa(s.serial))

@@ -163,7 +163,7 @@ func TestWhetherThereIsATerminalIsForTheRequestToSay(t *testing.T) {
 	}
 	for _, terminal := range []bool{false, true} {
 		req.Streams.Terminal = terminal
-		if got, err := convert(guest, req); err != nil || got.Spec.Process.Terminal != terminal {
+		if got, err := convert(guest, req, membership{}); err != nil || got.Spec.Process.Terminal != terminal {
 			t.Errorf("%v: %v, %v", terminal, got.Spec, err)
 		}
 	}

@@ -32,6 +32,10 @@ func (s *Sandbox) Exec(req *ExecRequest) error {
 	if err != nil {
 		return err
 	}
+	if p.c.virtual != nil {
+		return fmt.Errorf("exec in container %s: it stands for the pod and does not run in the guest (guest.pause = \"run\" of the configuration has it run): %w",
+			req.ID, errdefs.ErrNotImplemented)
+	}
 	return p.c.add(req.Exec, req.Process, req.Streams, func() { s.sink.ExecAdded(req.ID, req.Exec) })
 }
 

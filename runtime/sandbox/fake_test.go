@@ -17,7 +17,6 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/log"
 	"github.com/containerd/ttrpc"
-	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/erofsvm/erofsvm/agentclient"
@@ -39,10 +38,13 @@ type fakeVM struct {
 	once  sync.Once
 	tasks sync.WaitGroup
 
-	mu    sync.Mutex
-	err   error
-	conns []net.Conn // the host's ends
-	disks []string   // that are attached
+	mu      sync.Mutex
+	err     error
+	conns   []net.Conn // the host's ends
+	disks   []string   // that are attached, and shares
+	nics    []string   // the same
+	share   error      // what attaching one gives
+	entries []string   // of shares
 
 	limits sizing.Size // none: it cannot grow
 }
@@ -97,40 +99,13 @@ func (v *fakeVM) end(err error) {
 	})
 }
 
-func (v *fakeVM) Dial(_ context.Context, port uint32) (net.Conn, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	var ends [2]net.Conn
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "pair")
-		if ends[i], err = net.FileConn(f); err != nil {
-			return nil, err
-		}
-		_ = f.Close()
-	}
-	v.mu.Lock()
-	v.conns = append(v.conns, ends[0])
-	v.mu.Unlock()
-	switch port {
-	case agentPort:
-		v.tasks.Go(func() { v.agent.serve(ends[1]) })
-	case streamwire.Port:
-		v.tasks.Go(func() { v.agent.serveStream(ends[1]) })
-	case streamwire.FilesPort:
-		v.tasks.Go(func() { v.agent.serveFiles(ends[1]) })
-	default:
-		return nil, fmt.Errorf("nobody listens at port %d", port)
-	}
-	return ends[0], nil
-}
-
 // fakeAgent answers with what a test puts into it, and has processes that do
 // what a test says.
 type fakeAgent struct {
 	pb.AgentServiceService // calls that no test expects panic
 	wire, noFiles          bool
+	keptCopies                         // what became of the copies
+	asked                              // what it was asked to create
 	ooms                   chan string // unbuffered: whoever sends knows that it was taken
 
 	mu        sync.Mutex
@@ -140,6 +115,7 @@ type fakeAgent struct {
 	hold      map[string]chan struct{} // by method: the answer waits until it is closed
 	held      map[string]chan struct{} // by method: closed when the answer waits
 	copied    []*pb.CopyFileRequest
+	created   []*pb.CreateContainerRequest
 	execs     []*pb.ExecProcessRequest
 	updated   *pb.LinuxResources
 	requests  []streamwire.Request // for files

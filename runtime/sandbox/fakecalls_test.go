@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"syscall"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/erofsvm/erofsvm/agentclient"
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/agentclient/streamwire"
+	"github.com/erofsvm/erofsvm/hypervisor"
 )
 
 func (a *fakeAgent) ReseedRandomDev(ctx context.Context, _ *pb.ReseedRandomDevRequest) (*emptypb.Empty, error) {
@@ -24,7 +26,56 @@ func (a *fakeAgent) SetGuestDateTime(ctx context.Context, _ *pb.SetGuestDateTime
 	return ok(a.called(ctx, "SetGuestDateTime"))
 }
 
-func (a *fakeAgent) CreateSandbox(ctx context.Context, _ *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
+// asked are requests to create; the fakeAgent's mutex guards them.
+type asked struct {
+	sandbox    *pb.CreateSandboxRequest
+	containers map[string]*pb.CreateContainerRequest
+}
+
+func (a *fakeAgent) container(id string) *pb.CreateContainerRequest {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.containers[id]
+}
+
+func (v *fakeVM) AttachNIC(_ context.Context, n hypervisor.NIC) (hypervisor.Attachment, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.nics = append(v.nics, fmt.Sprintf("%s mtu %d, %d queues", n.MAC, n.MTU, len(n.Queues)))
+	return hypervisor.Attachment{PCIPath: "08/01"}, nil
+}
+
+func (v *fakeVM) DetachNIC(context.Context, string) error { return nil }
+
+func (a *fakeAgent) UpdateInterface(ctx context.Context, r *pb.UpdateInterfaceRequest) (*pb.Interface, error) {
+	i := r.GetInterface()
+	var addresses []string
+	for _, ip := range i.GetIPAddresses() {
+		addresses = append(addresses, ip.GetAddress()+"/"+ip.GetMask())
+	}
+	return i, a.called(ctx, "UpdateInterface", i.GetName(), i.GetHwAddr(), "at", i.GetDevicePath(), i.GetMtu(), addresses)
+}
+
+func (a *fakeAgent) UpdateRoutes(ctx context.Context, r *pb.UpdateRoutesRequest) (*pb.Routes, error) {
+	var routes []string
+	for _, r := range r.GetRoutes().GetRoutes() {
+		routes = append(routes, r.GetDest()+" via "+r.GetGateway()+" dev "+r.GetDevice())
+	}
+	return r.GetRoutes(), a.called(ctx, "UpdateRoutes", routes)
+}
+
+func (a *fakeAgent) AddARPNeighbors(ctx context.Context, r *pb.AddARPNeighborsRequest) (*emptypb.Empty, error) {
+	var neighbours []string
+	for _, n := range r.GetNeighbors().GetARPNeighbors() {
+		neighbours = append(neighbours, n.GetToIPAddress().GetAddress()+" "+n.GetLladdr()+" dev "+n.GetDevice())
+	}
+	return ok(a.called(ctx, "AddARPNeighbors", neighbours))
+}
+
+func (a *fakeAgent) CreateSandbox(ctx context.Context, r *pb.CreateSandboxRequest) (*emptypb.Empty, error) {
+	a.mu.Lock()
+	a.sandbox = r
+	a.mu.Unlock()
 	return ok(a.called(ctx, "CreateSandbox"))
 }
 
@@ -38,6 +89,10 @@ func (a *fakeAgent) GetGuestDetails(ctx context.Context, _ *pb.GuestDetailsReque
 	}
 	if !a.noFiles {
 		details.ExtraFeatures = append(details.ExtraFeatures, streamwire.FilesFeature)
+	}
+	details.ExtraFeatures = append(details.ExtraFeatures, streamwire.PortsFeature)
+	if !a.noCopies {
+		details.ExtraFeatures = append(details.ExtraFeatures, streamwire.CopiesFeature)
 	}
 	return &pb.GuestDetailsResponse{AgentDetails: details, MemBlockSizeBytes: a.block}, nil
 }
@@ -54,7 +109,16 @@ func (a *fakeAgent) CreateContainer(ctx context.Context, r *pb.CreateContainerRe
 	if err := a.called(ctx, "CreateContainer", r.GetContainerId()); err != nil {
 		return nil, err
 	}
+	a.mu.Lock()
+	a.created = append(a.created, r)
+	a.mu.Unlock()
 	a.add(agentclient.Process{Container: r.GetContainerId()})
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.containers == nil {
+		a.containers = map[string]*pb.CreateContainerRequest{}
+	}
+	a.containers[r.GetContainerId()] = r
 	return &emptypb.Empty{}, nil
 }
 
@@ -203,10 +267,15 @@ func (a *fakeAgent) GetOOMEvent(ctx context.Context, _ *pb.GetOOMEventRequest) (
 }
 
 func (a *fakeAgent) CopyFile(ctx context.Context, r *pb.CopyFileRequest) (*emptypb.Empty, error) {
+	defer a.tell()
+	if err := a.called(ctx, "CopyFile", r.GetPath()); err != nil {
+		return nil, err
+	}
 	a.mu.Lock()
 	a.copied = append(a.copied, r)
+	a.steps = append(a.steps, step{copied: r})
 	a.mu.Unlock()
-	return ok(a.called(ctx, "CopyFile", r.GetPath()))
+	return &emptypb.Empty{}, nil
 }
 
 func (v *fakeVM) Limits() (vcpus, memoryMiB int) { return v.limits.VCPUs, v.limits.MemoryMiB }

@@ -34,6 +34,10 @@ func (a *fakeAgent) serveFiles(conn net.Conn) {
 		return
 	}
 	defer conn.Close()
+	if r.Operation == streamwire.Fetch || r.Operation == streamwire.Remove {
+		a.serveCopies(conn, r)
+		return
+	}
 	var f streamwire.Frame
 	if r.Operation == streamwire.Pack {
 		_ = streamwire.WriteAnswer(conn, nil)

@@ -37,19 +37,21 @@ const seedSize = 64
 const lastWords = 3 * time.Second
 
 // machine is the VM of a sandbox with its agent. Its life is obtain →
-// personalise → attach: until it is personalised nothing in it belongs to a pod.
+// personalise → attach: until it is personalised nothing in it, but for the
+// devices of its network, belongs to a pod.
 type machine struct {
-	cfg      configs.Config
-	id       string // of the sandbox
-	hostname string
-	bundle   string // holds the record
-	dir      string // the sandbox's directory
-	log      *log.Entry
-	trace    *trace
-	start    startVM
-	died     func(*machine)
-	oom      func(*machine)
-	layers   layerNames
+	cfg configs.Config
+	identity
+	dir    string // the sandbox's directory
+	log    *log.Entry
+	trace  *trace
+	start  startVM
+	died   func(*machine)
+	oom    func(*machine)
+	layers layerNames
+	net    *podNetwork
+	watch  watcher
+	empty  emptyDirs
 
 	ctx    context.Context // ends with the VM
 	cancel context.CancelCauseFunc
@@ -63,8 +65,20 @@ type machine struct {
 	agent   *agentclient.Client
 	wire    bool // the agent speaks docs/streams-wire.md
 	files   bool // and docs/files-wire.md
+	ports   bool // and docs/ports-wire.md
+	copies  bool // with its operations on copies
 	size    size
 	err     error
+}
+
+// identity is what makes a VM that of one pod, or of one container.
+type identity struct {
+	id       string // of the sandbox
+	bundle   string // holds the record
+	hostname string
+	netns    netns
+	pod      bool // there will be containers that have things in common
+	begun    time.Time
 }
 
 // startVM is how a VM comes into being: by QEMU, but in tests.
@@ -85,13 +99,15 @@ func startQEMU(ctx context.Context, spec qemu.Spec) (bootedVM, error) {
 	return vm, nil
 }
 
-func newMachine(s *Sandbox, req *CreateRequest, hostname string, begun time.Time) *machine {
+func newMachine(s *Sandbox, config configs.Config, who identity) *machine {
 	ctx, cancel := context.WithCancelCause(context.Background())
+	logger := s.log.WithField("sandbox", who.id)
 	return &machine{
-		cfg: req.Config, id: req.ID, hostname: hostname, bundle: req.Bundle,
-		dir:   sandboxDir(req.Config.StateDir, req.Bundle),
-		log:   s.log.WithField("sandbox", req.ID),
-		trace: newTrace(req.Config.Debug.TraceDir, s.namespace, req.ID, begun),
+		cfg: config, identity: who,
+		dir:   sandboxDir(config.StateDir, who.bundle),
+		log:   logger,
+		net:   newPodNetwork(config, logger),
+		trace: newTrace(config.Debug.TraceDir, s.namespace, who.id, who.begun),
 		start: s.start, died: s.died, oom: s.watchOOM,
 		ctx: ctx, cancel: cancel, ready: make(chan struct{}),
 		size: size{turn: make(chan struct{}, 1)},
@@ -112,6 +128,8 @@ func (m *machine) run() {
 	}
 	m.tasks.Go(m.followLog)
 	m.tasks.Go(func() { m.oom(m) })
+	m.tasks.Go(func() { m.net.follow(m.ctx, m) })
+	m.tasks.Go(m.takePorts)
 	<-m.vm.Done()
 	if err := m.vm.Err(); err != nil {
 		m.log.WithError(err).Error("virtual machine ended")
@@ -124,10 +142,13 @@ func (m *machine) run() {
 // obtain boots a VM up to the point where its agent listens.
 func (m *machine) obtain(ctx context.Context) error {
 	// The record goes first, so that there is nothing that Cleanup cannot find.
-	if err := writeRecord(m.bundle, record{Dir: m.dir}); err != nil {
+	if err := writeRecord(m.bundle, record{Dir: m.dir, NetNS: m.netns.path}); err != nil {
 		return err
 	}
 	if err := makeSandboxDir(m.dir); err != nil {
+		return err
+	}
+	if err := m.net.open(m.netns); err != nil {
 		return err
 	}
 	spec, err := m.spec()
@@ -143,6 +164,7 @@ func (m *machine) obtain(ctx context.Context) error {
 		return fmt.Errorf("start QEMU: %w", err)
 	}
 	m.vm = vm
+	m.tasks.Go(func() { m.net.plug(ctx, m) })
 	accelerator, reason := vm.Accelerator()
 	vcpus, mib := vm.Limits()
 	m.log.Infof("virtual machine started with %s: %s; it can grow to %d processors and %d MiB", accelerator, reason, vcpus, mib)
@@ -187,7 +209,22 @@ func (m *machine) personalise(ctx context.Context) error {
 	if err := m.learn(ctx); err != nil {
 		return err
 	}
-	return m.agent.CreateSandbox(ctx, &pb.CreateSandboxRequest{Hostname: m.hostname, SandboxId: m.id})
+	if err := m.net.configure(ctx, m); err != nil {
+		return err
+	}
+	return m.agent.CreateSandbox(ctx, &pb.CreateSandboxRequest{Hostname: m.hostname, SandboxId: m.id, Storages: m.shared()})
+}
+
+// shared are the storages that the containers of a pod have in common: their
+// /dev/shm, of the size that containerd gives it (pkg/oci/mounts.go).
+func (m *machine) shared() []*pb.Storage {
+	if !m.pod {
+		return nil
+	}
+	return []*pb.Storage{{
+		Driver: "ephemeral", Source: "shm", Fstype: "tmpfs", MountPoint: guestShm,
+		Options: []string{"noexec", "nosuid", "nodev", "mode=1777", "size=67108864"},
+	}}
 }
 
 // learn asks the agent what it and its kernel can. One that tells nothing can
@@ -200,6 +237,8 @@ func (m *machine) learn(ctx context.Context) error {
 	features := details.GetAgentDetails().GetExtraFeatures()
 	m.wire = slices.Contains(features, streamwire.Feature)
 	m.files = slices.Contains(features, streamwire.FilesFeature)
+	m.ports = slices.Contains(features, streamwire.PortsFeature)
+	m.copies = m.files && slices.Contains(features, streamwire.CopiesFeature)
 	m.measure(details.GetMemBlockSizeBytes())
 	return nil
 }
@@ -231,6 +270,10 @@ func (m *machine) spec() (qemu.Spec, error) {
 			return qemu.Spec{}, err
 		}
 	}
+	virtiofsd, err := virtiofsdPath(m.cfg.Mounts)
+	if err != nil {
+		return qemu.Spec{}, err
+	}
 	return qemu.Spec{
 		Dir:          filepath.Join(m.dir, "vm"),
 		CacheDir:     filepath.Join(m.cfg.CacheDir, "host"),
@@ -245,13 +288,16 @@ func (m *machine) spec() (qemu.Spec, error) {
 		Initrd:       m.cfg.Guest.Initrd,
 		KernelParams: strings.Fields(m.cfg.Guest.KernelParams),
 		DiskSlots:    h.Slots,
+		NICSlots:     m.net.slots(),
+		NetNS:        m.net.file(),
 		BlockDriver:  qemu.BlockDriver(h.BlockDriver),
 		AIO:          qemu.AIO(h.AIO),
 		Vsock:        vsock.Kind(m.cfg.Vsock.Backend),
 		VsockDaemon:  daemon,
+		Virtiofsd:    virtiofsd,
 		OnStarted: func(r qemu.Record) error {
 			m.qemuPid.Store(int64(r.QEMU.Pid))
-			return writeRecord(m.bundle, record{Dir: m.dir, VM: &r})
+			return writeRecord(m.bundle, record{Dir: m.dir, VM: &r, NetNS: m.netns.path})
 		},
 	}, nil
 }
@@ -271,6 +317,9 @@ func lookUp(key, name string) (string, error) {
 func (m *machine) await(ctx context.Context) error {
 	select {
 	case <-m.ready:
+		if m.err == nil && m.ctx.Err() != nil {
+			return fmt.Errorf("the virtual machine has ended: %w", hypervisor.ErrGone)
+		}
 		return m.err
 	case <-ctx.Done():
 		return fmt.Errorf("wait for the virtual machine: %w", context.Cause(ctx))
@@ -347,6 +396,9 @@ func (m *machine) stop(ctx context.Context) error {
 	m.mu.Unlock()
 	if err := waitFor(ctx, &m.tasks); err != nil {
 		return fmt.Errorf("goroutines of the virtual machine: %w", err)
+	}
+	if err := m.net.close(); err != nil {
+		return err // as above
 	}
 	m.trace.phase("stop", begun)
 	if err := removeSandboxDir(m.dir); err != nil {

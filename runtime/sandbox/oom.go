@@ -73,11 +73,17 @@ func (s *Sandbox) tellOOM(c *container, count uint64, known bool) {
 func (s *Sandbox) oomKills(c *container, m *machine) (count uint64, known bool) {
 	ctx, cancel := context.WithTimeout(m.ctx, m.cfg.Deadlines.Call.Std())
 	defer cancel()
+	if c.virtual != nil {
+		return 0, false
+	}
 	var stats *pb.StatsContainerResponse
 	stats, err := m.agent.StatsContainer(ctx, c.id)
 	if err != nil {
 		return 0, false
 	}
+	c.mu.Lock()
+	c.stats = stats
+	c.mu.Unlock()
 	count, known = stats.GetCgroupStats().GetMemoryStats().GetStats()[oomKey]
 	return count, known
 }

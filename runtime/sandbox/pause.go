@@ -26,10 +26,10 @@ func (s *Sandbox) freeze(ctx context.Context, id string, from, to State) error {
 		return err
 	}
 	told := func() { s.sink.Paused(id) }
-	do := m.agent.PauseContainer
+	do := p.c.runner(m).PauseContainer
 	if to == Running {
 		told = func() { s.sink.Resumed(id) }
-		do = m.agent.ResumeContainer
+		do = p.c.runner(m).ResumeContainer
 	}
 	err = do(ctx, id)
 	if ended := p.c.endFreeze(err == nil, from, to, told); err == nil {

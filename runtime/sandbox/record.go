@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 
 	"github.com/erofsvm/erofsvm/hypervisor/qemu"
+	"github.com/erofsvm/erofsvm/network"
 )
 
 // recordName is the file in the bundle from which a later process finds what a
@@ -21,6 +22,9 @@ const recordName = "erofsvm.json"
 type record struct {
 	Dir string       `json:"dir"`          // the sandbox's directory
 	VM  *qemu.Record `json:"vm,omitempty"` // nil until the VM's processes exist
+	// NetNS is the path of the network namespace that has the devices of the VM,
+	// "" for one that goes with the VM.
+	NetNS string `json:"netns,omitempty"`
 }
 
 // writeRecord replaces the bundle's record atomically. It is read after a crash
@@ -54,10 +58,10 @@ func removeRecord(bundle string) error {
 }
 
 // Cleanup removes what the sandbox of a bundle left on the host when its shim
-// did not get to do so: the VM's processes, its sockets, the sandbox's
-// directory. It returns the pid that the VM had, 0 if there was none. A bundle
-// without a record, that of a member of a pod or one already cleaned, is no
-// error and touches nothing.
+// did not get to do so: the VM's processes, its sockets, its devices in the pod's
+// network namespace, the sandbox's directory. It returns the pid that the VM
+// had, 0 if there was none. A bundle without a record, that of a member of a pod
+// or one already cleaned, is no error and touches nothing.
 func Cleanup(ctx context.Context, bundle string) (pid int, err error) {
 	data, err := os.ReadFile(filepath.Join(bundle, recordName))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -75,6 +79,11 @@ func Cleanup(ctx context.Context, bundle string) (pid int, err error) {
 		pid = r.VM.QEMU.Pid
 		if err := qemu.Cleanup(ctx, *r.VM); err != nil {
 			errs = append(errs, fmt.Errorf("end the virtual machine: %w", err))
+		}
+	}
+	if r.NetNS != "" {
+		if err := network.Cleanup(r.NetNS); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	if r.Dir != "" {

@@ -31,9 +31,9 @@ func (s *Sandbox) Kill(ctx context.Context, id, exec string, sig syscall.Signal,
 		return fmt.Errorf("%s: process already finished: %w", p, errdefs.ErrNotFound)
 	}
 	if all && exec == "" {
-		err = m.agent.SignalAll(ctx, id, sig)
+		err = p.c.runner(m).SignalAll(ctx, id, sig)
 	} else {
-		err = m.agent.SignalProcess(ctx, p.ref(), sig)
+		err = p.c.runner(m).SignalProcess(ctx, p.ref(), sig)
 	}
 	if err != nil && sig == syscall.SIGKILL && ctx.Err() == nil && unanswered(err) {
 		// Whoever sends SIGKILL wants an end. A guest that does not answer
@@ -85,7 +85,7 @@ func (s *Sandbox) Resize(ctx context.Context, id, exec string, rows, columns uin
 	if state == Stopped || state == Deleted {
 		return fmt.Errorf("resize the terminal of %s: it is %s, not %s: %w", p, state, Running, errdefs.ErrFailedPrecondition)
 	}
-	if err := m.agent.TtyWinResize(ctx, p.ref(), rows, columns); err != nil {
+	if err := p.c.runner(m).TtyWinResize(ctx, p.ref(), rows, columns); err != nil {
 		return fmt.Errorf("resize the terminal of %s: %w", p, err)
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/configs"
 	"github.com/erofsvm/erofsvm/hypervisor"
+	"github.com/erofsvm/erofsvm/runtime/annotations"
 	"github.com/erofsvm/erofsvm/runtime/sizing"
 )
 
@@ -51,6 +52,16 @@ func most(h configs.Hypervisor, host sizing.Size) sizing.Size {
 		size.MemoryMiB = max(h.MemoryMiB, min(host.MemoryMiB, defaultMaxMemoryMiB))
 	}
 	return size
+}
+
+// configFor is the configuration of a VM for a pod with these annotations, which
+// cannot ask for more than the VM could become, nor for more than the host has.
+func configFor(c configs.Config, pod map[string]string) (configs.Config, error) {
+	host := hostSize()
+	allowed := most(c.Hypervisor, host)
+	allowed.VCPUs = min(allowed.VCPUs, max(c.Hypervisor.VCPUs, host.VCPUs))
+	allowed.MemoryMiB = min(allowed.MemoryMiB, max(c.Hypervisor.MemoryMiB, host.MemoryMiB))
+	return annotations.Apply(c, allowed, pod)
 }
 
 // hostSize is what there is for all VMs together. Memory that is not known is

@@ -26,6 +26,9 @@ func (s *Sandbox) streamOptions(p *process, m *machine) stdio.Options {
 // has: connections of their own, if the agent speaks that, or its calls. ctx
 // bounds the opening alone.
 func (m *machine) streams(ctx context.Context, p *process) (stdio.Guest, error) {
+	if p.c.virtual != nil {
+		return noStreams{}, nil
+	}
 	if !m.wire {
 		return guestStreams{m.agent, p.ref()}, nil
 	}

@@ -24,6 +24,10 @@ const (
 	// events that go out, a VM that is ended.
 	stopDeadline = 15 * time.Second
 
+	// hangUpDeadline bounds the wait for containerd to hang up once it has the
+	// answer to the call that ends the shim; it does so at once.
+	hangUpDeadline = 500 * time.Millisecond
+
 	// gcPercent trades a little time for memory: there is a shim per pod, and
 	// it allocates little.
 	gcPercent = 40
@@ -55,14 +59,19 @@ func serve(inv invocation) error {
 	if err != nil {
 		return fmt.Errorf("inherited socket (start the shim with the action start): %w", err)
 	}
-	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
+	clients := &conns{}
+	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(clients))
 	if err != nil {
 		return fmt.Errorf("ttrpc server: %w", err)
 	}
 	end := make(chan struct{})
 	var once sync.Once
 	publisher := newPublisher(os.Getenv(ttrpcAddressEnv), inv.namespace, logger)
-	service := task.New(inv.namespace, logger, publisher.Publish, func() { once.Do(func() { close(end) }) })
+	started, err := readOptions(".")
+	if err != nil {
+		return err
+	}
+	service := task.New(inv.namespace, logger, started, publisher.Publish, func() { once.Do(func() { close(end) }) })
 	service.Register(server)
 
 	served := make(chan error, 1)
@@ -72,7 +81,7 @@ func serve(inv invocation) error {
 	ctx, cancel := context.WithTimeout(ctx, stopDeadline)
 	defer cancel()
 	os.Remove(listener.Addr().String()) // the bundle that names it may be gone
-	return errors.Join(err, service.Close(ctx), shutdown(ctx, server), publisher.Close(ctx))
+	return errors.Join(err, service.Close(ctx), shutdown(ctx, server, clients), publisher.Close(ctx))
 }
 
 // waitForEnd returns when the shim is to end: nil if that was asked for.
@@ -100,8 +109,12 @@ func waitForEnd(logger *log.Entry, end <-chan struct{}, served <-chan error) err
 	}
 }
 
-// shutdown lets the calls under way be answered, Shutdown itself among them.
-func shutdown(ctx context.Context, server *ttrpc.Server) error {
+// shutdown lets the calls under way be answered, the one that asked for it among
+// them.
+func shutdown(ctx context.Context, server *ttrpc.Server, clients *conns) error {
+	answered, cancel := context.WithTimeout(ctx, hangUpDeadline)
+	clients.wait(answered)
+	cancel()
 	if err := server.Shutdown(ctx); err != nil {
 		return fmt.Errorf("end the ttrpc server: %w", err)
 	}

@@ -18,8 +18,10 @@ import (
 
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	"github.com/containerd/containerd/api/types"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/errdefs"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 )
 
 const (
@@ -29,6 +31,10 @@ const (
 
 	// defaultSocketDir is where shims of containerd have their sockets.
 	defaultSocketDir = "/run/containerd/s"
+
+	// optionsFile keeps the runtime options of the start in the bundle, for the
+	// process that serves: the Sandbox service has none in its calls.
+	optionsFile = "erofsvm-options"
 
 	// addressFile keeps the socket's path in the bundle, for delete.
 	addressFile = "address"
@@ -69,6 +75,9 @@ func start(inv invocation, in io.Reader, out io.Writer) (err error) {
 	if err := os.WriteFile(addressFile, []byte("unix://"+path), 0o600); err != nil {
 		return fmt.Errorf("record the socket in the bundle: %w", err)
 	}
+	if err := keepOptions(params); err != nil {
+		return err
+	}
 	reply, err := bootReply(path)
 	if err != nil {
 		return err
@@ -101,6 +110,42 @@ func bootParams(inv invocation, input []byte) *bootstrap.BootstrapParams {
 		p.ContainerdTtrpcAddress = os.Getenv(ttrpcAddressEnv)
 	}
 	return p
+}
+
+// keepOptions writes the runtime options among the parameters to the bundle, if
+// there are any. containerd 2.2 has none there, and no Sandbox service that would
+// need them.
+func keepOptions(params *bootstrap.BootstrapParams) error {
+	for _, e := range params.GetExtensions() {
+		if !e.GetValue().MessageIs(&runtimeoptions.Options{}) {
+			continue
+		}
+		data, err := proto.Marshal(e.GetValue())
+		if err == nil {
+			err = os.WriteFile(optionsFile, data, 0o600)
+		}
+		if err != nil {
+			return fmt.Errorf("keep the runtime options: %w", err)
+		}
+		return nil
+	}
+	return nil
+}
+
+// readOptions returns what keepOptions has kept in a bundle, nil for nothing.
+func readOptions(bundle string) (*anypb.Any, error) {
+	data, err := os.ReadFile(filepath.Join(bundle, optionsFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	packed := &anypb.Any{}
+	if err == nil {
+		err = proto.Unmarshal(data, packed)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("runtime options: %w", err)
+	}
+	return packed, nil
 }
 
 // listen makes the shim's socket. A socket that is left from a shim that died

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/containerd/api/types"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
@@ -216,9 +217,44 @@ func checkServes(t *testing.T, path, events string) {
 		t.Errorf("Checkpoint: %v", err)
 	}
 	ended := watchEnd(t, pid)
-	// The connection can end before the reply: containerd expects it too.
-	if _, err := service.Shutdown(ctx, &task.ShutdownRequest{}); err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+	if _, err := service.Shutdown(ctx, &task.ShutdownRequest{}); err != nil {
 		t.Errorf("Shutdown: %v", err)
+	}
+	ended()
+}
+
+// TestTheSandboxServiceIsServedWithTheOptionsOfTheStart: no call of that service
+// has any, and the one that ends the shim is answered (containerd takes anything
+// else for a pod that is still there).
+func TestTheSandboxServiceIsServedWithTheOptionsOfTheStart(t *testing.T) {
+	bundle := newBundle(t)
+	id := filepath.Base(bundle)
+	params := &bootstrap.BootstrapParams{InstanceID: id, Namespace: "test", SocketDir: proto.String(socketDir(t))}
+	if err := params.AddExtension(&runtimeoptions.Options{ConfigBody: []byte("nonsense = 1")}); err != nil {
+		t.Fatal(err)
+	}
+	out, err := runShim(t, bundle, marshal(t, params), "-namespace", "test", "-id", id, "-address", bundle, "start")
+	if err != nil {
+		t.Fatalf("start: %v: %s", err, out)
+	}
+	path := checkReply(t, out)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, pid := connect(t, ctx, path)
+	ended := watchEnd(t, pid)
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := ttrpc.NewClient(conn)
+	defer client.Close()
+	pods := sandboxapi.NewTTRPCSandboxClient(client)
+	_, err = pods.CreateSandbox(ctx, &sandboxapi.CreateSandboxRequest{SandboxID: "pod", BundlePath: bundle})
+	if err := errgrpc.ToNative(err); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), "nonsense") {
+		t.Errorf("CreateSandbox: %v", err)
+	}
+	if _, err := pods.ShutdownSandbox(ctx, &sandboxapi.ShutdownSandboxRequest{SandboxID: "pod"}); err != nil {
+		t.Errorf("ShutdownSandbox: %v", err)
 	}
 	ended()
 }

@@ -1,5 +1,6 @@
 // Package task translates containerd's Task service, versions 2 and 3, to a
-// sandbox and the sandbox's events back.
+// sandbox and the sandbox's events back, and has the shim's other services beside
+// it.
 //
 // A Service owns the sandbox that it makes and the streams that clients open to
 // the shim, and nothing else. The ttrpc server calls its methods from any
@@ -22,6 +23,7 @@ import (
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -29,7 +31,10 @@ import (
 	"github.com/erofsvm/erofsvm/runtime/guestspec"
 	"github.com/erofsvm/erofsvm/runtime/hostgroup"
 	"github.com/erofsvm/erofsvm/runtime/metrics"
+	"github.com/erofsvm/erofsvm/runtime/options"
+	"github.com/erofsvm/erofsvm/runtime/rpcstatus"
 	"github.com/erofsvm/erofsvm/runtime/sandbox"
+	"github.com/erofsvm/erofsvm/runtime/sandboxapi"
 	"github.com/erofsvm/erofsvm/runtime/stdio"
 	"github.com/erofsvm/erofsvm/runtime/streaming"
 	"github.com/erofsvm/erofsvm/runtime/transfer"
@@ -40,21 +45,24 @@ type Service struct {
 	sandbox *sandbox.Sandbox
 	streams *streaming.Service
 	log     *log.Entry
+	options *anypb.Any // of the shim's start; nil if there were none
 	// shutdown ends the shim; it must not wait for the call that calls it.
 	shutdown func()
 }
 
 var _ taskapi.TTRPCTaskService = (*Service)(nil)
 
-// New returns the service for a namespace. publish takes an event of
-// containerd's API and must not wait; shutdown is called when containerd has
-// asked for the end and no container is left.
-func New(namespace string, logger *log.Entry, publish func(topic string, event any), shutdown func()) *Service {
+// New returns the service for a namespace. started are the runtime options that
+// came with the shim's start; publish takes an event of containerd's API and must
+// not wait; shutdown is called when containerd has asked for the end and neither
+// a container nor a pod is left.
+func New(namespace string, logger *log.Entry, started *anypb.Any, publish func(topic string, event any), shutdown func()) *Service {
 	streams := streaming.New()
 	return &Service{
 		sandbox:  sandbox.New(namespace, events{publish}, clientStreams{streams}, logger),
 		streams:  streams,
 		log:      logger,
+		options:  started,
 		shutdown: shutdown,
 	}
 }
@@ -65,6 +73,7 @@ func (s *Service) Register(server *ttrpc.Server) {
 	registerV2(server, s)
 	s.streams.Register(server)
 	transfer.New(s.sandbox, s.transferStream).Register(server)
+	sandboxapi.New(s.sandbox, s.options, s.shutdown).Register(server)
 }
 
 // transferStream is a stream that a client has opened, as package transfer sees it.
@@ -100,22 +109,22 @@ func begun(ctx context.Context) context.Context { return context.WithoutCancel(c
 // Create boots the VM, if it is the first container, and makes the container.
 func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	if r.Checkpoint != "" {
-		return nil, toGRPC(fmt.Errorf("restore from checkpoint %s: %w", r.Checkpoint, errdefs.ErrNotImplemented))
+		return nil, rpcstatus.Of(fmt.Errorf("restore from checkpoint %s: %w", r.Checkpoint, errdefs.ErrNotImplemented))
 	}
-	config, err := configuration(r.Options)
+	config, err := options.Config(r.Options)
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, rpcstatus.Of(err)
 	}
-	if err := setLogLevel(config.Log.Level); err != nil {
-		return nil, toGRPC(err)
+	if err := options.SetLogLevel(config.Log.Level); err != nil {
+		return nil, rpcstatus.Of(err)
 	}
 	// Before the VM is started, which is in the shim's cgroup.
-	group, err := shimGroup(r.Options)
+	group, err := options.ShimGroup(r.Options)
 	if err == nil && group != "" {
 		err = hostgroup.Join(os.Getpid(), group)
 	}
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, rpcstatus.Of(err)
 	}
 	req := &sandbox.CreateRequest{
 		ID:      r.ID,
@@ -129,7 +138,7 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	pid, err := s.sandbox.Create(begun(ctx), req)
 	if err != nil {
 		log.G(ctx).WithError(err).WithField("container", r.ID).Error("create")
-		return nil, toGRPC(err)
+		return nil, rpcstatus.Of(err)
 	}
 	return &taskapi.CreateTaskResponse{Pid: uint32(pid)}, nil
 }
@@ -138,7 +147,7 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.StartResponse, error) {
 	pid, err := s.sandbox.Start(begun(ctx), r.ID, r.ExecID)
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, rpcstatus.Of(err)
 	}
 	return &taskapi.StartResponse{Pid: uint32(pid)}, nil
 }
@@ -147,7 +156,7 @@ func (s *Service) Start(ctx context.Context, r *taskapi.StartRequest) (*taskapi.
 func (s *Service) State(_ context.Context, r *taskapi.StateRequest) (*taskapi.StateResponse, error) {
 	info, err := s.sandbox.Info(r.ID, r.ExecID)
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, rpcstatus.Of(err)
 	}
 	resp := &taskapi.StateResponse{
 		ID: info.ID, Bundle: info.Bundle, Pid: uint32(info.Pid), Status: taskStatus(info.State), ExecID: info.Exec,
@@ -181,7 +190,7 @@ func taskStatus(s sandbox.State) task.Status {
 func (s *Service) Wait(ctx context.Context, r *taskapi.WaitRequest) (*taskapi.WaitResponse, error) {
 	exit, err := s.sandbox.Wait(ctx, r.ID, r.ExecID)
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, rpcstatus.Of(err)
 	}
 	return &taskapi.WaitResponse{ExitStatus: uint32(exit.Status), ExitedAt: timestamppb.New(exit.At)}, nil
 }
@@ -196,7 +205,7 @@ func (s *Service) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Em
 func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
 	info, err := s.sandbox.Delete(begun(ctx), r.ID, r.ExecID)
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, rpcstatus.Of(err)
 	}
 	return &taskapi.DeleteResponse{
 		Pid: uint32(info.Pid), ExitStatus: uint32(info.Exit.Status), ExitedAt: timestamppb.New(info.Exit.At),
@@ -209,11 +218,11 @@ func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskap
 func (s *Service) Pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.PidsResponse, error) {
 	info, err := s.sandbox.Info(r.ID, "")
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, rpcstatus.Of(err)
 	}
 	execs, err := s.sandbox.Execs(r.ID)
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, rpcstatus.Of(err)
 	}
 	pid := uint32(info.Pid)
 	if pid == 0 {
@@ -223,7 +232,7 @@ func (s *Service) Pids(_ context.Context, r *taskapi.PidsRequest) (*taskapi.Pids
 	for _, exec := range execs {
 		details, err := typeurl.MarshalAnyToProto(&runcoptions.ProcessDetails{ExecID: exec})
 		if err != nil {
-			return nil, toGRPC(fmt.Errorf("details of exec %s: %w", exec, err))
+			return nil, rpcstatus.Of(fmt.Errorf("details of exec %s: %w", exec, err))
 		}
 		resp.Processes = append(resp.Processes, &task.ProcessInfo{Pid: pid, Info: details})
 	}
@@ -238,11 +247,11 @@ func (s *Service) Exec(_ context.Context, r *taskapi.ExecProcessRequest) (*empty
 	}
 	var spec specs.Process
 	if err := fromAny(r.Spec, "Process", &spec); err != nil {
-		return nil, toGRPC(err)
+		return nil, rpcstatus.Of(err)
 	}
 	process, dropped, err := guestspec.Process(&spec)
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, rpcstatus.Of(err)
 	}
 	for _, d := range dropped {
 		s.log.WithField("container", r.ID).WithField("exec", r.ExecID).Warnf("not for the guest: %s", d)
@@ -255,7 +264,7 @@ func (s *Service) Exec(_ context.Context, r *taskapi.ExecProcessRequest) (*empty
 // ResizePty sets the size of a terminal.
 func (s *Service) ResizePty(ctx context.Context, r *taskapi.ResizePtyRequest) (*emptypb.Empty, error) {
 	if r.Height > math.MaxUint16 || r.Width > math.MaxUint16 {
-		return nil, toGRPC(fmt.Errorf("terminal of %d by %d: %w", r.Height, r.Width, errdefs.ErrInvalidArgument))
+		return nil, rpcstatus.Of(fmt.Errorf("terminal of %d by %d: %w", r.Height, r.Width, errdefs.ErrInvalidArgument))
 	}
 	return done(s.sandbox.Resize(ctx, r.ID, r.ExecID, uint16(r.Height), uint16(r.Width)))
 }
@@ -285,7 +294,7 @@ func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*em
 	}
 	var limits specs.LinuxResources
 	if err := fromAny(r.Resources, "LinuxResources", &limits); err != nil {
-		return nil, toGRPC(err)
+		return nil, rpcstatus.Of(err)
 	}
 	resources, dropped := guestspec.Resources(&limits)
 	for _, d := range dropped {
@@ -298,18 +307,18 @@ func (s *Service) Update(ctx context.Context, r *taskapi.UpdateTaskRequest) (*em
 func (s *Service) Stats(ctx context.Context, r *taskapi.StatsRequest) (*taskapi.StatsResponse, error) {
 	stats, err := s.sandbox.Stats(ctx, r.ID)
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, rpcstatus.Of(err)
 	}
 	packed, err := typeurl.MarshalAnyToProto(metrics.Of(stats))
 	if err != nil {
-		return nil, toGRPC(fmt.Errorf("statistics of container %s: %w", r.ID, err))
+		return nil, rpcstatus.Of(fmt.Errorf("statistics of container %s: %w", r.ID, err))
 	}
 	return &taskapi.StatsResponse{Stats: packed}, nil
 }
 
 // Checkpoint is refused: what runs in the guest cannot be written down.
 func (s *Service) Checkpoint(_ context.Context, r *taskapi.CheckpointTaskRequest) (*emptypb.Empty, error) {
-	return nil, toGRPC(fmt.Errorf("checkpoint of container %s: its processes and their memory are the guest's, and CRIU on the host cannot reach them: %w",
+	return nil, rpcstatus.Of(fmt.Errorf("checkpoint of container %s: its processes and their memory are the guest's, and CRIU on the host cannot reach them: %w",
 		r.ID, errdefs.ErrNotImplemented))
 }
 
@@ -318,8 +327,8 @@ func (s *Service) Connect(_ context.Context, _ *taskapi.ConnectRequest) (*taskap
 	return &taskapi.ConnectResponse{ShimPid: uint32(os.Getpid()), TaskPid: uint32(s.sandbox.Pid()), Version: "v3"}, nil
 }
 
-// Shutdown ends the shim if no container is left; containerd asks after every
-// delete. With Now, which containerd does not set but the shim's own `delete`, it
+// Shutdown ends the shim if neither a container nor a pod is left; containerd asks
+// after every delete. With Now, which containerd does not set but the shim's own `delete`, it
 // ends whatever runs.
 func (s *Service) Shutdown(_ context.Context, r *taskapi.ShutdownRequest) (*emptypb.Empty, error) {
 	if r.Now || s.sandbox.Empty() {
@@ -330,7 +339,7 @@ func (s *Service) Shutdown(_ context.Context, r *taskapi.ShutdownRequest) (*empt
 
 func done(err error) (*emptypb.Empty, error) {
 	if err != nil {
-		return nil, toGRPC(err)
+		return nil, rpcstatus.Of(err)
 	}
 	return &emptypb.Empty{}, nil
 }

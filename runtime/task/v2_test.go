@@ -64,7 +64,7 @@ func serve(t *testing.T) *ttrpc.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	New("ns", log.L, func(string, any) {}, func() {}).Register(server)
+	New("ns", log.L, nil, func(string, any) {}, func() {}).Register(server)
 	socket := filepath.Join(t.TempDir(), "s")
 	l, err := net.Listen("unix", socket)
 	if err != nil {

@@ -17,12 +17,12 @@ import (
 	transferapi "github.com/containerd/containerd/api/services/transfer/v1"
 	types "github.com/containerd/containerd/api/types/transfer"
 	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
+
+	"github.com/erofsvm/erofsvm/runtime/rpcstatus"
 )
 
 // Containers are what files are copied into and out of.
@@ -68,8 +68,7 @@ func (s *Service) Register(server *ttrpc.Server) {
 // Transfer copies from one to the other, until ctx ends.
 func (s *Service) Transfer(ctx context.Context, r *transferapi.TransferRequest) (*emptypb.Empty, error) {
 	if err := s.transfer(ctx, r); err != nil {
-		// With the text once: see toGRPC of package task.
-		return nil, status.Error(status.Convert(errgrpc.ToGRPC(err)).Code(), err.Error())
+		return nil, rpcstatus.Of(err)
 	}
 	return &emptypb.Empty{}, nil
 }

@@ -5,6 +5,9 @@
 //
 //	conformance [-short | -run regexp [-timeout d]] shimtest
 //	conformance [-short | -run regexp [-timeout d]] containerd [release...]
+//	conformance benchmarks
+//
+// The last one is shimtest's benchmarks, and with the shim of runc beside ours.
 //
 // Under the name containerd it is something else: see wrapper.go.
 package main
@@ -99,8 +102,10 @@ func run(ctx context.Context, args []string, out io.Writer) error {
 		return b.shimtest()
 	case "containerd":
 		return b.releases(flags.Args()[1:])
+	case "benchmarks":
+		return b.benchmarks()
 	default:
-		return fmt.Errorf("%q is no suite: shimtest, or containerd with releases", name)
+		return fmt.Errorf("%q is no suite: shimtest, benchmarks, or containerd with releases", name)
 	}
 }
 

@@ -17,28 +17,33 @@ const shimtestModule = "github.com/containerd/shimtest"
 // the time of their binary is over, which is the only way to tell them.
 const stressTime = 2 * time.Minute
 
-// shimtest builds and runs the suite shimtest.
-func (b *bench) shimtest() error {
+// buildShimtest builds the suite shimtest and makes its place.
+func (b *bench) buildShimtest() (suite, error) {
 	module := filepath.Join(b.tree.Root, "test", "conformance", "shimtest")
 	binary, program := b.tree.Build("conformance", "shimtest.test"), b.tree.Build("conformance", "testbin")
 	b.say("Building %s", shimtestModule)
 	if _, err := b.goTool(module, "test", "-c", "-o", binary, "."); err != nil {
-		return err
+		return suite{}, err
 	}
 	if _, err := b.goTool(module, "build", "-trimpath", "-ldflags=-s -w", "-o", program, shimtestModule+"/cmd/testbin"); err != nil {
-		return err
+		return suite{}, err
 	}
 	sources, err := b.goTool(module, "list", "-m", "-f", "{{.Dir}}", shimtestModule)
 	if err != nil {
-		return err
+		return suite{}, err
 	}
 	place, err := b.newPlace("shim")
-	if err != nil {
-		return err
-	}
-	s := suite{
+	return suite{
 		name: "shimtest", binary: binary, dir: module, place: place, sources: strings.TrimSpace(sources),
 		env: []string{"SHIM_BINARY=" + b.tree.Shim(), "SHIMTEST_TESTBIN=" + program},
+	}, err
+}
+
+// shimtest builds and runs the suite shimtest.
+func (b *bench) shimtest() error {
+	s, err := b.buildShimtest()
+	if err != nil {
+		return err
 	}
 	// A guest has one processor, and most hosts have two. Stress is not short.
 	groups := [][]pass{{

@@ -2,28 +2,41 @@ package faults
 
 import (
 	"context"
+	"errors"
+	"net/netip"
+	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/erofsvm/erofsvm/test/harness"
+	"github.com/erofsvm/erofsvm/test/harness/cni"
 	"github.com/erofsvm/erofsvm/test/harness/e2etest"
 )
 
 // TestTheShimIsKilled: SIGKILL leaves it no time for anything. The VM is gone
 // all the same, containerd learns of the exit, and what lay on the host is
-// removed by `delete`.
+// removed by `delete`, in the pod's network namespace too: unlike a tap, a
+// macvtap does not go with those who have it open.
 func TestTheShimIsKilled(t *testing.T) {
 	for _, release := range harness.Releases {
 		t.Run(release, func(t *testing.T) {
 			bed := e2etest.Release(t, release)
 			image := bed.Image(t, "two", harness.Snapshotter)
-			c := bed.Start(t, e2etest.Spec{Image: image, Args: []string{"sh", "-c", "echo up; sleep 1000"}})
+			pod, config := podWithMacvtap(t, bed)
+			c := bed.Start(t, e2etest.Spec{Image: image, Args: []string{"sh", "-c", "ip addr; echo up; sleep 1000"}, Config: config,
+				Opts: []oci.SpecOpts{oci.WithLinuxNamespace(specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: pod.Path()})}})
 			c.Stdout.WaitFor(t, "up")
+			if names, _, err := pod.Links(); err != nil || !slices.ContainsFunc(names, isOurs) || !strings.Contains(c.Stdout.String(), "10.88.9.") {
+				t.Errorf("interfaces %q, %v; in the guest:\n%s", names, err, c.Stdout)
+			}
 			vm := int(c.Task.Pid())
 			events := bed.Events(t, c.ID)
 			killShim(t, bed)
@@ -43,8 +56,44 @@ func TestTheShimIsKilled(t *testing.T) {
 			if got := events.Until(t, "/tasks/delete"); !slices.Equal(got, []string{"/tasks/exit", "/tasks/delete"}) {
 				t.Errorf("events %v", got)
 			}
+			if names, filters, err := pod.Links(); err != nil || slices.ContainsFunc(names, isOurs) || len(filters) > 0 {
+				t.Errorf("left in the network namespace: %q, %q, %v", names, filters, err)
+			}
 		})
 	}
+}
+
+func isOurs(name string) bool { return strings.HasPrefix(name, "erofsvm") }
+
+// podWithMacvtap is a pod with a network, and a configuration by which it gets
+// into a guest.
+func podWithMacvtap(t *testing.T, bed *e2etest.Bed) (pod *cni.Pod, config string) {
+	t.Helper()
+	node, err := cni.NewNode(bed.Tree, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if pod, err = node.NewPod("pod"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), e2etest.Step)
+		defer cancel()
+		if err := errors.Join(pod.Close(ctx), node.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), e2etest.Step)
+	defer cancel()
+	network := cni.Network{Bridge: "pods", MTU: 1450, Default: true, Subnets: []netip.Prefix{netip.MustParsePrefix("10.88.9.0/24")}}
+	if _, err := pod.Add(ctx, "eth0", network, nil); err != nil {
+		t.Fatal(err)
+	}
+	config = filepath.Join(t.TempDir(), "shim.toml")
+	if err := bed.ShimConfig().Set("network", "model", "macvtap").Write(config); err != nil {
+		t.Fatal(err)
+	}
+	return pod, config
 }
 
 // TestTheShimIsKilledWhileTheGuestBoots: the create fails, nothing is left.

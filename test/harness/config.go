@@ -45,7 +45,7 @@ type table = map[string]any
 // containerdConfig is the configuration of a private containerd, in version 3
 // of the format, which every supported release reads.
 func containerdConfig(d dirs, o Options) table {
-	return table{
+	config := table{
 		"version": 3,
 		"root":    d.root,
 		"state":   d.state,
@@ -68,6 +68,10 @@ func containerdConfig(d dirs, o Options) table {
 			},
 		},
 	}
+	if o.CRI != nil {
+		o.CRI.configure(config, d)
+	}
+	return config
 }
 
 func with(keys, more table) table {

@@ -39,6 +39,12 @@ type Options struct {
 	Snapshotter, Differ map[string]any
 	// ShimDir is put in front of PATH; default is the build folder's bin.
 	ShimDir string
+	// Enter runs the start of the daemon, on a thread of whose namespaces it is to
+	// be; nil leaves it in those of the test.
+	Enter func(start func() error) error
+	// CRI has containerd serve the CRI; nil leaves it out. All that the harness
+	// does itself is then in CRINamespace instead of Namespace.
+	CRI *CRI
 }
 
 // dirs are the places of one private containerd.
@@ -99,7 +105,7 @@ func Start(ctx context.Context, tree Tree, o Options) (_ *Containerd, err error)
 }
 
 func (c *Containerd) connect() (err error) {
-	c.client, err = client.New(c.dirs.socket, client.WithDefaultNamespace(Namespace), client.WithTimeout(10*time.Second))
+	c.client, err = client.New(c.dirs.socket, client.WithDefaultNamespace(c.namespace()), client.WithTimeout(10*time.Second))
 	return err
 }
 
@@ -229,6 +235,11 @@ func (c *Containerd) startDaemon(ctx context.Context) error {
 	if err := shimConfig(c.tree, c.dirs).Write(c.ShimConfigPath()); err != nil {
 		return err
 	}
+	if c.options.CRI != nil {
+		if err := c.options.CRI.writeConfigs(c.tree, c.dirs); err != nil {
+			return err
+		}
+	}
 	notify, err := newNotify(filepath.Join(c.dirs.run, "notify"))
 	if err != nil {
 		return err
@@ -250,7 +261,11 @@ func (c *Containerd) startDaemon(ctx context.Context) error {
 	c.command.Dir = c.dirs.base
 	c.command.Env = append(c.environment(), "NOTIFY_SOCKET="+notify.path)
 	c.command.SysProcAttr = inGroup(cgroup)
-	if err := c.command.Start(); err != nil {
+	start := c.command.Start
+	if c.options.Enter != nil {
+		start = func() error { return c.options.Enter(c.command.Start) }
+	}
+	if err := start(); err != nil {
 		return err
 	}
 	go func(command *exec.Cmd, exited chan struct{}) {
@@ -288,6 +303,17 @@ func (c *Containerd) environment() []string {
 	return append(env, "PATH="+path, "CONTAINERD_SUPPRESS_DEPRECATION_WARNINGS=true")
 }
 
+// namespace is where the harness makes things.
+func (c *Containerd) namespace() string {
+	if c.options.CRI != nil {
+		return CRINamespace
+	}
+	return Namespace
+}
+
+// Socket is that of containerd's gRPC services.
+func (c *Containerd) Socket() string { return c.dirs.socket }
+
 // Client talks to this containerd, in Namespace.
 func (c *Containerd) Client() *client.Client { return c.client }
 
@@ -320,7 +346,7 @@ func (c *Containerd) ShimConfig() ShimConfig { return shimConfig(c.tree, c.dirs)
 // own, so that a Ctrl-C reaches it only through its caller.
 func (c *Containerd) Ctr(ctx context.Context, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, c.tree.Ctr(c.options.Release),
-		append([]string{"--address", c.dirs.socket, "--namespace", Namespace}, args...)...)
+		append([]string{"--address", c.dirs.socket, "--namespace", c.namespace()}, args...)...)
 	cmd.Env = c.environment()
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }

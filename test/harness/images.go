@@ -19,7 +19,7 @@ import (
 
 // in adds the namespace to a context.
 func (c *Containerd) in(ctx context.Context) context.Context {
-	return namespaces.WithNamespace(ctx, Namespace)
+	return namespaces.WithNamespace(ctx, c.namespace())
 }
 
 // Context adds Namespace to a context for calls of Client's services.

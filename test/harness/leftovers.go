@@ -60,10 +60,13 @@ func (c *Containerd) look(ctx context.Context) ([]string, error) {
 		{"dead shim socket", func() ([]string, error) { return c.deadShimSockets() }},
 		{"file of the shim", func() ([]string, error) { return entries(c.dirs.sandboxes) }},
 		{"bundle", func() ([]string, error) {
-			return entries(filepath.Join(c.dirs.state, "io.containerd.runtime.v2.task", Namespace))
+			return entries(filepath.Join(c.dirs.state, "io.containerd.runtime.v2.task", c.namespace()))
 		}},
 		{"working directory", func() ([]string, error) {
-			return entries(filepath.Join(c.dirs.root, "io.containerd.runtime.v2.task", Namespace))
+			return entries(filepath.Join(c.dirs.root, "io.containerd.runtime.v2.task", c.namespace()))
+		}},
+		{"bundle of a pod", func() ([]string, error) {
+			return entries(filepath.Join(c.dirs.state, "io.containerd.sandbox.controller.v1.shim", c.namespace()))
 		}},
 		{"active snapshot", func() ([]string, error) { return c.activeSnapshots(context.WithoutCancel(ctx)) }},
 		{"container", func() ([]string, error) { return c.containers(context.WithoutCancel(ctx)) }},

@@ -66,6 +66,9 @@ func (t Tree) VhostDeviceVsock() string {
 	return t.Tool("vhost-device-vsock", "usr", "bin", "vhost-device-vsock")
 }
 
+// Virtiofsd is the daemon that shows directories of the host to a guest.
+func (t Tree) Virtiofsd() string { return t.Tool("virtiofsd", "usr", "libexec", "virtiofsd") }
+
 // Shim is the program under test.
 func (t Tree) Shim() string { return t.Build("bin", "containerd-shim-erofsvm-v2") }
 

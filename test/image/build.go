@@ -1,5 +1,5 @@
 // Package image builds the OCI images that the tests and the demo run: a real
-// one, of Debian packages and of layers made to be difficult, and two tiny ones
+// one, of Debian packages and of layers made to be difficult, and tiny ones
 // that boot fast.
 //
 // It owns the archives in Inputs.Out and the content of every layer in them.
@@ -33,6 +33,8 @@ const (
 	One = "erofsvm.test/one:latest"
 	// Two is One with a layer that replaces and deletes files.
 	Two = "erofsvm.test/two:latest"
+	// Pause is One with the command of a pause container: it waits for its end.
+	Pause = "erofsvm.test/pause:latest"
 )
 
 // Archive is the file with one of the images in an output directory, for

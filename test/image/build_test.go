@@ -156,7 +156,7 @@ func TestFirstLightHasEveryDifficulty(t *testing.T) {
 		t.Fatal(err)
 	}
 	images := map[string]v1.Image{}
-	for _, name := range []string{FirstLight, One, Two} {
+	for _, name := range []string{FirstLight, One, Two, Pause} {
 		images[name] = openArchive(t, Archive(in.Out, name), name)
 	}
 	layers, err := images[FirstLight].Layers()

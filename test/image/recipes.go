@@ -26,7 +26,7 @@ func (in Inputs) recipes() ([]recipe, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []recipe{in.firstLight(files), in.one(files["busybox-static"]), in.two(files["busybox-static"])}, nil
+	return []recipe{in.firstLight(files), in.one(files["busybox-static"]), in.two(files["busybox-static"]), in.pause(files["busybox-static"])}, nil
 }
 
 const searchPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -100,6 +100,14 @@ func (in Inputs) two(busybox []string) recipe {
 			func() error { return l.file("srv/hidden/new", 0o644, "upper\n") },
 		)
 	}})
+	return r
+}
+
+// pause is one with another command.
+func (in Inputs) pause(busybox []string) recipe {
+	r := in.one(busybox)
+	r.name = Pause
+	r.config.Cmd = []string{"/bin/sh", "-c", "trap 'exit 0' TERM INT; while :; do sleep 3600 & wait $!; done"}
 	return r
 }
 

@@ -30,6 +30,7 @@ part patchelf patchelf "patchelf.sh"
 part qemu qemu "qemu.sh" "patchelf"
 part kernel kernel "kernel.sh" "patchelf"
 part vhost-device-vsock vhost-device-vsock "vhost-device-vsock.sh"
+part virtiofsd virtiofsd "virtiofsd.sh" "patchelf"
 part base base "base.sh" "patchelf"
 part buildroot buildroot "buildroot.sh base.sh" "base"
 part erofs-utils erofs-utils "erofs-utils.sh buildroot.sh base.sh" "buildroot"
@@ -39,10 +40,13 @@ for version in 2.4.2 2.3.7 2.2.9; do
 done
 part debs base/debs "debs.sh base.sh" "base"
 part qemu7 qemu7 "qemu.sh" "patchelf"
+part cni cni "cni.sh" "patchelf"
 part protoc protoc "protoc.sh" "patchelf"
 part fio fio "fio.sh" "patchelf"
-DEFAULT=(go patchelf qemu kernel vhost-device-vsock base buildroot erofs-utils seccomp
-	containerd-2.4.2 containerd-2.3.7 containerd-2.2.9 debs qemu7)
+part iperf3 iperf3 "iperf3.sh"
+part runc runc "runc.sh" "go patchelf"
+DEFAULT=(go patchelf qemu kernel vhost-device-vsock virtiofsd base buildroot erofs-utils seccomp
+	containerd-2.4.2 containerd-2.3.7 containerd-2.2.9 debs qemu7 cni)
 
 # stamp_of <part>: the first line of the stamp that a current part carries.
 stamp_of() {

@@ -38,7 +38,28 @@ type Process struct {
 // PR_SET_PDEATHSIG counts the death of the thread that forked as the death of
 // the parent (prctl(2)), and the Go runtime ends threads at will. So the
 // goroutine that starts the child keeps its thread until the child has ended.
-func Start(cmd *exec.Cmd) (*Process, error) {
+func Start(cmd *exec.Cmd) (*Process, error) { return start(cmd, nil) }
+
+// StartFrom is Start with a thread that prepare has changed before it forks, such as
+// by a mount namespace of its own: the child inherits that. The thread runs
+// nothing else afterwards, and ends with the child.
+func StartFrom(prepare func() error, cmd *exec.Cmd) (*Process, error) { return start(cmd, prepare) }
+
+// StartIn is Start for a child in another network namespace, unless that is nil.
+// The file stays the caller's to close.
+func StartIn(cmd *exec.Cmd, netns *os.File) (*Process, error) {
+	if netns == nil {
+		return Start(cmd)
+	}
+	return StartFrom(func() error {
+		if err := unix.Setns(int(netns.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter the network namespace %s: %w", netns.Name(), err)
+		}
+		return nil
+	}, cmd)
+}
+
+func start(cmd *exec.Cmd, prepare func() error) (*Process, error) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
@@ -46,9 +67,13 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 	p := &Process{name: cmd.Path, done: make(chan struct{})}
 
 	started := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
+	run := func() {
+		if prepare != nil {
+			if err := prepare(); err != nil {
+				started <- err
+				return
+			}
+		}
 		if err := cmd.Start(); err != nil {
 			started <- err
 			return
@@ -70,11 +95,38 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 		started <- nil
 		p.err = endOf(cmd.Wait())
 		close(p.done)
-	}()
+	}
+	if prepare == nil {
+		go func() {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			run()
+		}()
+	} else {
+		go onThread(run)
+	}
 	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", cmd.Path, err)
 	}
 	return p, nil
+}
+
+// onThread calls f on a thread that ends with it. Not on the first thread of the
+// process, which /proc/self shows to everybody, and which does not end.
+func onThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != unix.Getpid() {
+		f()
+		return // still locked: the runtime ends the thread
+	}
+	defer runtime.UnlockOSThread()
+	other := make(chan struct{})
+	go func() { // on another thread, since this one is taken
+		defer close(other)
+		runtime.LockOSThread()
+		f()
+	}()
+	<-other
 }
 
 // setLimits keeps a process that crashes from writing its memory, which is the

@@ -165,3 +165,53 @@ func TestChildDiesWithItsParent(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// The thread that starts the child enters the namespace, and nobody else may get
+// onto it afterwards.
+func TestChildStartsInAnotherNetworkNamespace(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to make a network namespace: the effective user id is not 0")
+	}
+	ours, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := exec.Command("unshare", "--net", "sleep", "1000")
+	holder, err := child.Start(parent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = holder.Kill(within(t)) })
+	path := fmt.Sprintf("/proc/%d/ns/net", holder.Identity().Pid)
+	var theirs string
+	for theirs = ours; theirs == ours; { // unshare(1) gets there at once
+		if theirs, err = os.Readlink(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ns, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ns.Close()
+	for range 20 {
+		p, err := child.StartIn(exec.Command("sleep", "1000"), ns)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", p.Identity().Pid)); got != theirs || err != nil {
+			t.Errorf("the child is in %s, %v, want %s", got, err, theirs)
+		}
+		if err := p.Kill(within(t)); err != nil {
+			t.Error(err)
+		}
+		for _, path := range []string{"/proc/self/ns/net", "/proc/thread-self/ns/net"} {
+			if got, err := os.Readlink(path); got != ours || err != nil {
+				t.Errorf("%s is %s, %v, want %s", path, got, err, ours)
+			}
+		}
+	}
+	if _, err := child.StartIn(exec.Command("true"), os.Stdin); err == nil {
+		t.Error("a file that is no namespace is entered")
+	}
+}

@@ -58,6 +58,17 @@ func Find(t testing.TB) Tools {
 	return tools
 }
 
+// Virtiofsd is the daemon that test/setup/tools.sh installed; without it the test is
+// skipped, or fails in CI.
+func Virtiofsd(t testing.TB) string {
+	t.Helper()
+	file := filepath.Join(Find(t).Root, "virtiofsd/usr/libexec/virtiofsd")
+	if _, err := os.Stat(file); err != nil {
+		missing(t, file)
+	}
+	return file
+}
+
 func one(t testing.TB, pattern string) string {
 	t.Helper()
 	found, err := filepath.Glob(pattern)

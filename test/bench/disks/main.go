@@ -20,7 +20,7 @@ import (
 	"time"
 
 	"github.com/erofsvm/erofsvm/rootfs"
-	"github.com/erofsvm/erofsvm/test/bench/disks/figures"
+	"github.com/erofsvm/erofsvm/test/bench/figures"
 	"github.com/erofsvm/erofsvm/test/harness"
 	"github.com/erofsvm/erofsvm/test/truth/layers"
 )

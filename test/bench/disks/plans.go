@@ -15,7 +15,7 @@ import (
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/rootfs/gpt"
 	"github.com/erofsvm/erofsvm/rootfs/vmdk"
-	"github.com/erofsvm/erofsvm/test/bench/disks/figures"
+	"github.com/erofsvm/erofsvm/test/bench/figures"
 	"github.com/erofsvm/erofsvm/test/truth/layers"
 )
 

@@ -10,11 +10,10 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/erofsvm/erofsvm/rootfs"
+	"github.com/erofsvm/erofsvm/test/bench/cputime"
 	"github.com/erofsvm/erofsvm/test/bench/disks/deal"
-	"github.com/erofsvm/erofsvm/test/bench/disks/figures"
+	"github.com/erofsvm/erofsvm/test/bench/figures"
 	"github.com/erofsvm/erofsvm/test/truth/layers"
 	"github.com/erofsvm/erofsvm/test/truth/vm"
 )
@@ -231,28 +230,13 @@ type cost struct{ clock, processor time.Duration }
 
 // cost is what there was until now.
 func (g *guest) cost() (cost, error) {
-	processor, err := processorTime(g.vm.Pid())
+	processor, err := cputime.Of(g.vm.Pid())
 	return cost{time.Duration(time.Now().UnixNano()), processor}, err
 }
 
 func (g *guest) since(began cost) (cost, error) {
 	now, err := g.cost()
 	return cost{now.clock - began.clock, now.processor - began.processor}, err
-}
-
-// processorTime is that of all threads of a process, those that have ended
-// included. Its clock is clock_getcpuclockid(3): CPUCLOCK_SCHED of the kernel's
-// include/linux/posix-timers.h.
-func processorTime(pid int) (time.Duration, error) {
-	const sched = 2
-	if pid <= 0 { // 0 is the caller
-		return 0, errors.New("processor time: there is no virtual machine")
-	}
-	var t unix.Timespec
-	if err := unix.ClockGettime(int32(^pid<<3|sched), &t); err != nil {
-		return 0, fmt.Errorf("processor time of process %d: %w", pid, err)
-	}
-	return time.Duration(t.Nano()), nil
 }
 
 // tables are those of the walks, each with a row for every tree.

@@ -22,16 +22,17 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// config hands the layers to the shim as they are, which is what it is for.
-// SHIM_BINARY is the absolute path of the shim: by a bare name the suites cannot
-// look for processes that were left.
+// config hands the layers to the shim as they are, which is what it is for, unless
+// SHIM_MOUNTED says that it is a shim that wants them mounted. SHIM_BINARY is the
+// absolute path of the shim: by a bare name the suites cannot look for processes
+// that were left.
 func config(t testing.TB) shimtest.Config {
 	t.Helper()
 	binary := os.Getenv("SHIM_BINARY")
 	if binary == "" {
 		t.Fatal("SHIM_BINARY is not set: run make conformance")
 	}
-	return shimtest.Config{ShimBinary: binary, FormatMounts: true, Debug: true}
+	return shimtest.Config{ShimBinary: binary, FormatMounts: os.Getenv("SHIM_MOUNTED") == "", Debug: true}
 }
 
 func TestRun(t *testing.T)      { shimtest.NewRunSuite(config(t)).Run(t) }
@@ -47,3 +48,7 @@ func TestStress(t *testing.T) {
 }
 
 func FuzzTransferMissing(f *testing.F) { shimtest.NewTransferSuite(config(f)).Fuzz(f) }
+
+// The benchmarks are those that a shim of any kind can run.
+func BenchmarkRun(b *testing.B)  { shimtest.NewRunSuite(config(b)).Bench(b) }
+func BenchmarkExec(b *testing.B) { shimtest.NewExecSuite(config(b)).Bench(b) }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
@@ -99,6 +100,8 @@ func run(args []string) error {
 		return facts()
 	case "agent":
 		return agent()
+	case "processes":
+		return processes()
 	case "burn": // computes for ever
 		fmt.Println("burning")
 		for {
@@ -222,4 +225,23 @@ func agent() error {
 	open, err := os.ReadDir("/proc/1/fd")
 	fmt.Println("Descriptors", len(open))
 	return err
+}
+
+// processes prints the command of each process that is to be seen, and what can be
+// looked into of the first.
+func processes() error {
+	all, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		return err
+	}
+	for _, name := range all {
+		words, err := os.ReadFile(name)
+		if err != nil {
+			continue // it has ended
+		}
+		fmt.Printf("%s: %s\n", filepath.Base(filepath.Dir(name)), strings.TrimSpace(strings.ReplaceAll(string(words), "\x00", " ")))
+	}
+	_, err = os.ReadDir("/proc/1/root")
+	fmt.Println("root of the first:", err)
+	return nil
 }

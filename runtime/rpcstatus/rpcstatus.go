@@ -1,14 +1,16 @@
-package task
+// Package rpcstatus turns errors into what containerd gets over ttrpc. It is pure,
+// and any goroutine may call it.
+package rpcstatus
 
 import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc/status"
 )
 
-// toGRPC turns an error into the status that containerd gets: its class and its
+// Of turns an error into the status that containerd gets: its class and its
 // text. errgrpc alone would send the errors that it wraps along, and containerd
 // would print each of them again, behind the text that has them already.
-func toGRPC(err error) error {
+func Of(err error) error {
 	if err == nil {
 		return nil
 	}

@@ -1,4 +1,9 @@
-package task
+// Package options reads the runtime options that containerd's clients send with a
+// container, or with the start of a shim: which configuration they ask for.
+//
+// Any goroutine may call it. It keeps nothing; SetLogLevel alone changes the
+// process.
+package options
 
 import (
 	"errors"
@@ -13,10 +18,10 @@ import (
 	"github.com/erofsvm/erofsvm/configs"
 )
 
-// configuration finds the configuration that containerd's runtime options ask
+// Config finds the configuration that containerd's runtime options ask
 // for: a file, a text, or none. Options of runc, which clients send unasked,
 // say nothing about that and are ignored.
-func configuration(options *anypb.Any) (configs.Config, error) {
+func Config(options *anypb.Any) (configs.Config, error) {
 	config, err := loadConfiguration(options)
 	if errors.Is(err, configs.ErrInvalid) {
 		err = fmt.Errorf("%w: %w", err, errdefs.ErrInvalidArgument)
@@ -44,10 +49,10 @@ func loadConfiguration(options *anypb.Any) (configs.Config, error) {
 	return configs.Load(o.ConfigPath)
 }
 
-// shimGroup is the cgroup of the host that containerd's client wants the shim in,
+// ShimGroup is the cgroup of the host that containerd's client wants the shim in,
 // "" if it has no wish. That is the one option of runc that says something about
 // a VM.
-func shimGroup(options *anypb.Any) (string, error) {
+func ShimGroup(options *anypb.Any) (string, error) {
 	var o runcoptions.Options
 	if options == nil || !options.MessageIs(&o) {
 		return "", nil
@@ -58,9 +63,9 @@ func shimGroup(options *anypb.Any) (string, error) {
 	return o.ShimCgroup, nil
 }
 
-// setLogLevel makes the log of this process as talkative as the configuration
+// SetLogLevel makes the log of this process as talkative as the configuration
 // says, but never less than containerd asked for with -debug.
-func setLogLevel(name string) error {
+func SetLogLevel(name string) error {
 	level, err := logrus.ParseLevel(name)
 	if err != nil {
 		return fmt.Errorf("log.level: %w: %w", err, errdefs.ErrInvalidArgument)

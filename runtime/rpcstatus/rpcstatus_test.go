@@ -1,4 +1,4 @@
-package task
+package rpcstatus
 
 import (
 	"errors"
@@ -17,7 +17,7 @@ func TestErrorsReachContainerdWithClassAndTextOnce(t *testing.T) {
 		fmt.Errorf("a: %w", errors.Join(fs.ErrNotExist, errdefs.ErrUnavailable)),
 		errors.New("of no class"),
 	} {
-		got := errgrpc.ToNative(toGRPC(err))
+		got := errgrpc.ToNative(Of(err))
 		if got.Error() != err.Error() {
 			t.Errorf("text %q, want %q", got, err)
 		}
@@ -27,7 +27,7 @@ func TestErrorsReachContainerdWithClassAndTextOnce(t *testing.T) {
 			}
 		}
 	}
-	if toGRPC(nil) != nil {
+	if Of(nil) != nil {
 		t.Error("nil became an error")
 	}
 }

@@ -1,4 +1,4 @@
-package task
+package options
 
 import (
 	"os"
@@ -14,8 +14,8 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
-// options packs a message as containerd does, whose type URLs have no prefix.
-func options(t *testing.T, m proto.Message) *anypb.Any {
+// packed packs a message as containerd does, whose type URLs have no prefix.
+func packed(t *testing.T, m proto.Message) *anypb.Any {
 	t.Helper()
 	value, err := proto.Marshal(m)
 	if err != nil {
@@ -36,13 +36,13 @@ func TestConfigurationComesFromTheOptions(t *testing.T) {
 	}{
 		{"none", nil, 1},
 		{"empty", &anypb.Any{}, 1},
-		{"runc's are ignored", options(t, &runcoptions.Options{BinaryName: "crun"}), 1},
-		{"a file", options(t, &runtimeoptions.Options{ConfigPath: file}), 3},
-		{"a text goes before a file", options(t, &runtimeoptions.Options{
+		{"runc's are ignored", packed(t, &runcoptions.Options{BinaryName: "crun"}), 1},
+		{"a file", packed(t, &runtimeoptions.Options{ConfigPath: file}), 3},
+		{"a text goes before a file", packed(t, &runtimeoptions.Options{
 			ConfigPath: file, ConfigBody: []byte("[hypervisor]\nvcpus = 2\n"),
 		}), 2},
 	} {
-		c, err := configuration(tc.options)
+		c, err := Config(tc.options)
 		if err != nil || c.Hypervisor.VCPUs != tc.vcpus {
 			t.Errorf("%s: %d vCPUs, %v; want %d", tc.name, c.Hypervisor.VCPUs, err, tc.vcpus)
 		}
@@ -56,15 +56,15 @@ func TestTheShimsCgroupComesFromOptionsOfRunc(t *testing.T) {
 		group   string
 	}{
 		{"none", nil, ""},
-		{"runc's without", options(t, &runcoptions.Options{BinaryName: "crun"}), ""},
-		{"runc's with", options(t, &runcoptions.Options{ShimCgroup: "/pods/a"}), "/pods/a"},
-		{"a file", options(t, &runtimeoptions.Options{ConfigPath: "/x"}), ""},
+		{"runc's without", packed(t, &runcoptions.Options{BinaryName: "crun"}), ""},
+		{"runc's with", packed(t, &runcoptions.Options{ShimCgroup: "/pods/a"}), "/pods/a"},
+		{"a file", packed(t, &runtimeoptions.Options{ConfigPath: "/x"}), ""},
 	} {
-		if group, err := shimGroup(tc.options); err != nil || group != tc.group {
+		if group, err := ShimGroup(tc.options); err != nil || group != tc.group {
 			t.Errorf("%s: %q, %v; want %q", tc.name, group, err, tc.group)
 		}
 	}
-	if _, err := shimGroup(&anypb.Any{TypeUrl: "containerd.runc.v1.Options", Value: []byte{0xff}}); !errdefs.IsInvalidArgument(err) {
+	if _, err := ShimGroup(&anypb.Any{TypeUrl: "containerd.runc.v1.Options", Value: []byte{0xff}}); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("nonsense: %v", err)
 	}
 }
@@ -74,15 +74,15 @@ func TestBadOptionsAreInvalidArguments(t *testing.T) {
 		options *anypb.Any
 		text    string
 	}{
-		{options(t, &emptypb.Empty{}), "google.protobuf.Empty"},
-		{options(t, &runtimeoptions.Options{ConfigBody: []byte("\nbad = 1\n")}), "ConfigBody:2:1"},
+		{packed(t, &emptypb.Empty{}), "google.protobuf.Empty"},
+		{packed(t, &runtimeoptions.Options{ConfigBody: []byte("\nbad = 1\n")}), "ConfigBody:2:1"},
 		{&anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: []byte{0xff}}, "runtime options"},
 	} {
-		if _, err := configuration(tc.options); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), tc.text) {
+		if _, err := Config(tc.options); !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), tc.text) {
 			t.Errorf("%v: %v", tc.options, err)
 		}
 	}
-	if _, err := configuration(options(t, &runtimeoptions.Options{ConfigPath: "/nowhere.toml"})); err == nil {
+	if _, err := Config(packed(t, &runtimeoptions.Options{ConfigPath: "/nowhere.toml"})); err == nil {
 		t.Error("a file that is not there was taken")
 	}
 }
