@@ -42,7 +42,8 @@ type Disk struct {
 	Path     string // absolute; with Files it only names the disk in errors
 	ReadOnly bool
 
-	// Files are regular files (a memfd is one): of a raw disk one, the image;
+	// Files are regular files (a memfd is one): of a raw disk one, the image, which
+	// may be a block device of the host instead;
 	// of a vmdk those that its extents are ranges of. They are open for
 	// reading, and for writing too unless ReadOnly. They stay the caller's,
 	// who may close them once Attach has returned: the VM has them opened anew,

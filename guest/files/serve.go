@@ -205,8 +205,9 @@ func classified(err error) error {
 	return fmt.Errorf("%w: %w", class, err)
 }
 
-// piece fills whole packets with the header of its frame.
-const piece = streamwire.MaxFrame - 4
+// piece fills two of the packets that the agent sends (guest/agent/vsock.go), with
+// the header of its frame.
+const piece = 2*31<<10 - 4
 
 // incoming reads frames to their end.
 type incoming struct {

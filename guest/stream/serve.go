@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/agentclient/streamwire"
+	"github.com/erofsvm/erofsvm/guest/rawio"
 )
 
 // Find returns the stream that a hello asks for. An error is the refusal, and
@@ -95,17 +96,13 @@ func take(hello streamwire.Hello, find Find) (*Stream, error) {
 	return s, nil
 }
 
-// piece is how much of an output goes into one frame: with its header it fills
-// whole packets of 16 KiB, the size in which the agent writes.
-const piece = streamwire.MaxFrame - 4
-
 // send sends an output until its end, and waits for the host to close the
 // connection then. Once the host has closed it, what comes is thrown away.
 func (s *Stream) send(conn net.Conn) error {
 	frame := new(streamwire.Frame)
 	gone := false
 	for {
-		n, err := s.read(frame.Room()[:piece])
+		n, err := s.read(frame.Room())
 		if n > 0 && !gone {
 			if gone = frame.Send(conn, n) != nil; gone {
 				_ = conn.Close()
@@ -149,7 +146,7 @@ func (s *Stream) receive(conn net.Conn) error {
 			// The host or the process has gone away, or the guest is about to.
 			return nil
 		}
-		if _, err := s.file.Write(data); err != nil {
+		if _, err := rawio.Write(s.raw, data); err != nil {
 			return ignore(err, unix.EPIPE, unix.EIO, os.ErrClosed)
 		}
 	}
@@ -158,11 +155,7 @@ func (s *Stream) receive(conn net.Conn) error {
 // awaitHangup returns once no process has the other end open any more, or the
 // stream is closed. The stream must be one that nobody reads.
 func (s *Stream) awaitHangup() {
-	raw, err := s.file.SyscallConn()
-	if err != nil {
-		return
-	}
-	_ = raw.Read(func(fd uintptr) bool {
+	_ = s.raw.Read(func(fd uintptr) bool {
 		poll := []unix.PollFd{{Fd: int32(fd)}} // errors and hang-ups come without being asked for
 		_, err := unix.Poll(poll, 0)
 		for errors.Is(err, unix.EINTR) {

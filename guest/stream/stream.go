@@ -16,19 +16,23 @@ import (
 	"io"
 	"os"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/guest/rawio"
 )
 
 // Stream is the agent's end of one pipe or terminal of a process. At most one
 // call reads it and one writes it at a time; others wait for their turn.
 type Stream struct {
 	file    *os.File
-	reading chan struct{} // holds a token while nobody reads
-	writing chan struct{} // holds a token while nobody writes
-	ended   atomic.Bool   // the end was read
+	raw     syscall.RawConn // of file
+	reading chan struct{}   // holds a token while nobody reads
+	writing chan struct{}   // holds a token while nobody writes
+	ended   atomic.Bool     // the end was read
 	owner   atomic.Int32
 }
 
@@ -61,11 +65,22 @@ const (
 // New returns a Stream that takes f over. f must be such that a deadline ends
 // its reads and writes: nonblocking, and of this Stream alone.
 func New(f *os.File) *Stream {
-	s := &Stream{file: f, reading: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
+	raw, err := f.SyscallConn()
+	if err != nil {
+		raw = closed{}
+	}
+	s := &Stream{file: f, raw: raw, reading: make(chan struct{}, 1), writing: make(chan struct{}, 1)}
 	s.reading <- struct{}{}
 	s.writing <- struct{}{}
 	return s
 }
+
+// closed is a file that was closed before it became a Stream.
+type closed struct{}
+
+func (closed) Control(func(uintptr)) error    { return os.ErrClosed }
+func (closed) Read(func(uintptr) bool) error  { return os.ErrClosed }
+func (closed) Write(func(uintptr) bool) error { return os.ErrClosed }
 
 // claim makes the stream the owner's, or tells that it is another's.
 func (s *Stream) claim(owner int32) bool {
@@ -93,7 +108,7 @@ func (s *Stream) Read(ctx context.Context, buf []byte) (int, error) {
 // read reads the file. With the end it closes it: a process that has ended
 // should cost no descriptor.
 func (s *Stream) read(buf []byte) (int, error) {
-	n, err := toEnd(s.file, buf)
+	n, err := toEnd(rawio.ReadWriter{Raw: s.raw}, buf)
 	if errors.Is(err, io.EOF) {
 		s.ended.Store(true)
 		_ = s.file.Close()
@@ -127,7 +142,7 @@ func (s *Stream) Write(ctx context.Context, data []byte) (int, error) {
 	if !s.claim(byCalls) {
 		return 0, errConnected
 	}
-	n, err := turn(ctx, s.writing, s.file.SetWriteDeadline, func() (int, error) { return s.file.Write(data) })
+	n, err := turn(ctx, s.writing, s.file.SetWriteDeadline, func() (int, error) { return rawio.Write(s.raw, data) })
 	if errors.Is(err, os.ErrClosed) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.EIO) {
 		return n, fmt.Errorf("the standard input is closed: %w", errdefs.ErrFailedPrecondition)
 	}
@@ -175,12 +190,8 @@ func (s *Stream) Ended() bool { return s == nil || s.ended.Load() }
 
 // Resize sets the size of a terminal, in characters.
 func (s *Stream) Resize(rows, columns uint16) error {
-	raw, err := s.file.SyscallConn()
-	if err != nil {
-		return err
-	}
 	var ioctl error
-	if err := raw.Control(func(fd uintptr) {
+	if err := s.raw.Control(func(fd uintptr) {
 		ioctl = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: columns})
 	}); err != nil {
 		return fmt.Errorf("the terminal is closed: %w", errdefs.ErrFailedPrecondition)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"slices"
 
 	"github.com/erofsvm/erofsvm/hypervisor"
 )
@@ -96,7 +97,11 @@ func node(d *disk, want hypervisor.Disk, name string, aio AIO, direct bool) map[
 		}
 		return o
 	}
-	file := options("file", direct && want.Driver == hypervisor.DriverRaw)
+	protocol := "file" // which takes regular files alone (block/file-posix.c, raw_open_common)
+	if isBlock(want) {
+		protocol = "host_device"
+	}
+	file := options(protocol, direct && want.Driver == hypervisor.DriverRaw)
 	file["filename"] = name
 	if want.Driver == hypervisor.DriverRaw && aio != AIOThreads {
 		file["aio"] = aio
@@ -143,6 +148,9 @@ func checkFormat(d hypervisor.Disk) error {
 		if !d.ReadOnly {
 			return errors.New("a vmdk disk must be read-only: its extents are image layers")
 		}
+		if isBlock(d) {
+			return errors.New("an extent of a vmdk disk must be a regular file")
+		}
 		if (len(d.Files) > 0) != (d.Descriptor != nil) {
 			return errors.New("a vmdk disk of open files needs a descriptor, and one of paths takes none")
 		}
@@ -150,4 +158,12 @@ func checkFormat(d hypervisor.Disk) error {
 		return fmt.Errorf("driver %q is not raw or vmdk", d.Driver)
 	}
 	return nil
+}
+
+// isBlock says whether a disk has a block device of the host among its files.
+func isBlock(d hypervisor.Disk) bool {
+	return slices.ContainsFunc(d.Files, func(f *os.File) bool {
+		info, err := f.Stat()
+		return err == nil && info.Mode()&(os.ModeDevice|os.ModeCharDevice) == os.ModeDevice
+	})
 }

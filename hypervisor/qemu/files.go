@@ -178,8 +178,8 @@ func reopenFD(fd int, name string, writable, direct bool) (*os.File, error) {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, err
 	}
-	if st.Mode&unix.S_IFMT != unix.S_IFREG {
-		return nil, fmt.Errorf("%w: it is not a regular file", ErrFile)
+	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFREG && kind != unix.S_IFBLK {
+		return nil, fmt.Errorf("%w: it is not a regular file, nor a block device", ErrFile)
 	}
 	had, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	if err != nil {

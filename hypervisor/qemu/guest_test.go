@@ -31,7 +31,7 @@ type running struct {
 func TestDisksOfARunningGuest(t *testing.T) {
 	eachDriver(t, func(t *testing.T, with func(Spec) Spec) {
 		spec := with(guestSpec(t))
-		spec.DiskSlots = 128
+		spec.DiskSlots, spec.NICSlots, spec.NetNS = 128, 2, newNetNS(t)
 		m := start(t, spec)
 		// The first one before the guest can have found its bridges.
 		first := attach(t, m, "first", false)
@@ -54,6 +54,7 @@ func TestDisksOfARunningGuest(t *testing.T) {
 			{"a mounted disk", testDetachOfAMountedDisk},
 			{"discard reaches the file", testDiscardReachesTheFile},
 			{"a full host", testFullHost},
+			{"network interfaces", testNICsComeAndGo},
 		} {
 			t.Run(test.name, func(t *testing.T) {
 				began := time.Now()

@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -146,39 +145,26 @@ func TestAttachNICThatFailsLeavesNothing(t *testing.T) {
 	})
 }
 
-// TestNICsOfARunningGuest: what it takes a guest to see. They come while it boots.
-func TestNICsOfARunningGuest(t *testing.T) {
-	spec := guestSpec(t)
-	spec.BlockDriver, spec.NICSlots = VirtioSCSI, 2 // of which the guest has nothing else behind a bridge
-	ns := newNetNS(t)
-	spec.NetNS = ns
-	m := start(t, spec)
-	attachNIC(t, m, testNIC(t, "first", 1, 1))
-	if err := m.WaitReady(within(t)); err != nil {
-		t.Fatal(err)
-	}
-	if got, want := netnsOf(t, fmt.Sprintf("/proc/%d/ns/net", m.Pid())), netnsOf(t, fmt.Sprintf("/proc/self/fd/%d", ns.Fd())); got != want {
+func testNICsComeAndGo(t *testing.T, vm running) {
+	if got, want := netnsOf(t, fmt.Sprintf("/proc/%d/ns/net", vm.Pid())), netnsOf(t, fmt.Sprintf("/proc/self/fd/%d", vm.spec.NetNS.Fd())); got != want {
 		t.Errorf("QEMU is in %v, want %v", got, want)
 	}
-	attachNIC(t, m, testNIC(t, "second", 2, 2))
-	if got := tapDescriptors(t, m); got != 3 {
-		t.Errorf("QEMU has %d descriptors of taps, want 3", got)
-	}
-	began := time.Now()
-	for range 2 {
-		for _, id := range []string{"first", "second"} {
-			if err := m.DetachNIC(within(t), id); err != nil {
-				t.Error(err)
+	for range 2 { // in the same slots
+		attachNIC(t, vm.Machine, testNIC(t, "first", 1, 1))
+		attachNIC(t, vm.Machine, testNIC(t, "second", 2, 2))
+		if got := tapDescriptors(t, vm.Machine); got != 3 {
+			t.Errorf("QEMU has %d descriptors of taps, want 3", got)
+		}
+		for range 2 {
+			for _, id := range []string{"first", "second"} {
+				if err := vm.DetachNIC(within(t), id); err != nil {
+					t.Error(err)
+				}
 			}
 		}
-	}
-	t.Logf("two gone after %v", time.Since(began).Round(time.Millisecond))
-	if got := tapDescriptors(t, m); got != 0 {
-		t.Errorf("QEMU keeps %d descriptors of taps", got)
-	}
-	attachNIC(t, m, testNIC(t, "first", 1, 1)) // where one was
-	if err := m.DetachNIC(within(t), "first"); err != nil {
-		t.Error(err)
+		if got := tapDescriptors(t, vm.Machine); got != 0 {
+			t.Errorf("QEMU keeps %d descriptors of taps", got)
+		}
 	}
 }
 

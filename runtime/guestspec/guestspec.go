@@ -61,6 +61,8 @@ type Result struct {
 	Copies []Copy
 	// Sockets are the Unix sockets of the host that it has mounts of.
 	Sockets []Socket
+	// Blocks are the block devices of the host that the guest's spec has nodes of.
+	Blocks []Block
 	// PodPID says that the container joins the pid namespace of its pod.
 	PodPID bool
 	// Hooks are those that run on the host.

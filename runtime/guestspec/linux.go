@@ -34,6 +34,10 @@ func (r *Result) linux(l *specs.Linux, pod *Pod) (*pb.Linux, error) {
 	if err := checkSysctl(l.Sysctl); err != nil {
 		return nil, err
 	}
+	devices, err := r.devices(l.Devices, l.Resources)
+	if err != nil {
+		return nil, err
+	}
 	if !slices.Contains(propagations, l.RootfsPropagation) {
 		return nil, invalid("linux.rootfsPropagation %q is none of %s", l.RootfsPropagation, strings.Join(propagations[1:], ", "))
 	}
@@ -51,7 +55,7 @@ func (r *Result) linux(l *specs.Linux, pod *Pod) (*pb.Linux, error) {
 		Resources:         r.resources(l.Resources),
 		CgroupsPath:       cgroupsPath(l.CgroupsPath),
 		Namespaces:        namespaces,
-		Devices:           r.devices(l.Devices),
+		Devices:           devices,
 		Seccomp:           seccomp,
 		RootfsPropagation: l.RootfsPropagation,
 		MaskedPaths:       l.MaskedPaths,
@@ -95,15 +99,24 @@ var virtual = []device{
 	{"c", 10, 200}, {"c", 10, 229}, {"c", 10, 237}, // net/tun, fuse, loop-control
 }
 
-// devices keeps the nodes behind which the guest has the same device.
-func (r *Result) devices(in []specs.LinuxDevice) []*pb.LinuxDevice {
+// devices keeps the nodes behind which the guest has the same device, and those that
+// a disk can be put behind.
+func (r *Result) devices(in []specs.LinuxDevice, resources *specs.LinuxResources) ([]*pb.LinuxDevice, error) {
+	var rules []specs.LinuxDeviceCgroup
+	if resources != nil {
+		rules = resources.Devices
+	}
 	var out []*pb.LinuxDevice
 	for _, d := range in {
 		kind := d.Type
 		if kind == "u" {
 			kind = "c"
 		}
-		if kind != "p" && !slices.Contains(virtual, device{kind, d.Major, d.Minor}) {
+		isBlock, err := r.block(d, rules)
+		if err != nil {
+			return nil, err
+		}
+		if kind != "p" && !isBlock && !slices.Contains(virtual, device{kind, d.Major, d.Minor}) {
 			r.drop("linux.devices "+d.Path, "a device of the host")
 			continue
 		}
@@ -112,7 +125,7 @@ func (r *Result) devices(in []specs.LinuxDevice) []*pb.LinuxDevice {
 			FileMode: uint32(value(d.FileMode, 0o666)), UID: value(d.UID, 0), GID: value(d.GID, 0),
 		})
 	}
-	return out
+	return out, nil
 }
 
 // eperm is the number that a refused system call returns if nothing else is

@@ -160,7 +160,7 @@ func TestACallThatFailsIsMadeAgain(t *testing.T) {
 				if !any {
 					return
 				}
-				time.Sleep(wait)
+				<-time.After(wait)
 			}
 		}
 		exhaust()

@@ -122,6 +122,10 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	if err != nil {
 		return err
 	}
+	devices, err := m.attachBlocks(ctx, c, guest.Blocks)
+	if err != nil {
+		return err
+	}
 	inPod, err := m.giveEmptyDirs(ctx, volumes)
 	if err != nil {
 		return err
@@ -137,7 +141,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	created := time.Now()
 	c.inGuest = true // even a create that failed may have left something
 	err = m.agent.CreateContainer(ctx, &pb.CreateContainerRequest{
-		ContainerId: req.ID, ExecId: req.ID, Storages: slices.Concat(storages, inPod, shared), OCI: guest.Spec, SandboxPidns: guest.PodPID,
+		ContainerId: req.ID, ExecId: req.ID, Storages: slices.Concat(storages, inPod, shared), Devices: devices, OCI: guest.Spec, SandboxPidns: guest.PodPID,
 	})
 	m.trace.phase("container create", created)
 	if err != nil {
@@ -177,7 +181,7 @@ func convert(spec *specs.Spec, req *CreateRequest, of membership) (guestspec.Res
 	}
 	guest.Spec.Process.Terminal = req.Streams.Terminal
 	if of.virtual(req) {
-		guest.Copies, guest.Sockets = nil, nil // nobody would see them
+		guest.Copies, guest.Sockets, guest.Blocks = nil, nil, nil // nobody would see them
 	}
 	return guest, nil
 }

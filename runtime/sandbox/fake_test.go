@@ -104,7 +104,6 @@ func (v *fakeVM) end(err error) {
 type fakeAgent struct {
 	pb.AgentServiceService // calls that no test expects panic
 	wire, noFiles          bool
-	noCopies               bool
 	keptCopies                         // what became of the copies
 	asked                              // what it was asked to create
 	ooms                   chan string // unbuffered: whoever sends knows that it was taken

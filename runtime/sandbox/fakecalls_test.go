@@ -267,13 +267,14 @@ func (a *fakeAgent) GetOOMEvent(ctx context.Context, _ *pb.GetOOMEventRequest) (
 }
 
 func (a *fakeAgent) CopyFile(ctx context.Context, r *pb.CopyFileRequest) (*emptypb.Empty, error) {
+	defer a.tell()
 	if err := a.called(ctx, "CopyFile", r.GetPath()); err != nil {
 		return nil, err
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	a.copied = append(a.copied, r)
 	a.steps = append(a.steps, step{copied: r})
+	a.mu.Unlock()
 	return &emptypb.Empty{}, nil
 }
 

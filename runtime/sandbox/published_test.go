@@ -65,13 +65,24 @@ func publish(t *testing.T, dir string, payload map[string]string) {
 }
 
 // until waits until what the guest has is as it should be.
-func until(t *testing.T, what string, done func() bool) {
+func (a *fakeAgent) until(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !done(); {
-		if time.Now().After(end) {
+	deadline := time.After(20 * time.Second)
+	for {
+		a.mu.Lock()
+		if a.more == nil {
+			a.more = make(chan struct{})
+		}
+		more := a.more
+		a.mu.Unlock()
+		if done() {
+			return
+		}
+		select {
+		case <-more:
+		case <-deadline:
 			t.Fatalf("%s: not within 20 s", what)
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 }
 
@@ -100,7 +111,7 @@ func TestWhatAKubeletPublishesIsInTheGuestAtOnceAndWhole(t *testing.T) {
 	old := tree["c/0/..data"]
 
 	publish(t, dir, map[string]string{"a": "new a", "c": "new c", "sub/x": "new x"})
-	until(t, "the new content", func() bool {
+	w.agent.until(t, "the new content", func() bool {
 		tree := w.agent.guestTree()
 		return slices.Equal(names(tree, "c/0"), []string{"..data", "a", "c", "sub"}) && tree["c/0/"+old+"/a"] == ""
 	})
@@ -146,7 +157,7 @@ func TestAContainerThatIsGoneIsSentNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	publish(t, dir, map[string]string{"a": "2"})
-	until(t, "the other container's", func() bool { return read(w.agent.guestTree(), "d/0", "a") == "2" })
+	w.agent.until(t, "the other container's", func() bool { return read(w.agent.guestTree(), "d/0", "a") == "2" })
 	if got := read(w.agent.guestTree(), "c/0", "a"); got != "1" {
 		t.Errorf("the container that is gone has %q", got)
 	}
@@ -165,11 +176,11 @@ func TestContentThatCannotBeSentIsSentLater(t *testing.T) {
 	agent.failing("CopyFile", errors.New("busy"))
 	publish(t, dir, map[string]string{"a": "2"})
 	before := len(agent.made())
-	until(t, "a try", func() bool {
+	agent.until(t, "a try", func() bool {
 		return slices.Contains(agent.made()[before:], "CopyFile "+guestCopies("c")+"/0/"+mustLink(t, dir))
 	})
 	agent.failing("CopyFile", nil)
-	until(t, "the content", func() bool { return read(agent.guestTree(), "c/0", "a") == "2" })
+	agent.until(t, "the content", func() bool { return read(agent.guestTree(), "c/0", "a") == "2" })
 	agent.mu.Lock()
 	defer agent.mu.Unlock()
 	if len(agent.removed) != 0 {

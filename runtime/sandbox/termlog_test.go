@@ -19,12 +19,16 @@ type keptCopies struct {
 	content map[string]string // by container and path
 	removed []string          // so named
 	steps   []step            // in their order
+	more    chan struct{}     // closed after the next change, or try; made by who waits
+
+	noCopies bool // the agent does not give them back
 }
 
 // serveCopies gives back and removes what a test has put into content.
 func (a *fakeAgent) serveCopies(conn net.Conn, r streamwire.Request) {
 	name := r.Container + "/" + r.Path
 	a.mu.Lock()
+	defer a.tell()
 	content, there := a.content[name]
 	if r.Operation == streamwire.Remove {
 		a.removed = append(a.removed, name)
@@ -49,6 +53,16 @@ func (a *fakeAgent) serveCopies(conn net.Conn, r streamwire.Request) {
 		content = content[n:]
 	}
 	_ = streamwire.SendEnd(conn)
+}
+
+// tell wakes up who waits for a change of the copies.
+func (a *fakeAgent) tell() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.more != nil {
+		close(a.more)
+		a.more = nil
+	}
 }
 
 func bindMount(destination, source, options string) string {

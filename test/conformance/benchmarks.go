@@ -21,10 +21,18 @@ import (
 
 // benchmarked are the benchmarks of shimtest whose work is the same for every
 // shim: lifecycle, startup by phases, execs and their streams.
-const benchmarked = "^Benchmark(Run|Exec)$/^(Lifecycle|StartupPhases|Exec|StdioRoundTrip)$"
+var benchmarked = []string{
+	"^BenchmarkRun$/^Lifecycle$", "^BenchmarkRun$/^StartupPhases$", "^BenchmarkExec$/^Exec$", "^BenchmarkExec$/^StdioRoundTrip$",
+}
 
 // benchmarkTimes is how often each is repeated, after once that does not count.
 const benchmarkTimes = 3
+
+// attempts is how often a benchmark may be begun. The container's process of the
+// suite ends with the first signal that it gets, whichever it is
+// (testbin/testbin.go, cmdForever), and Go's runtime sends it SIGURG when one of
+// its goroutines has run for 10 ms, which it does on a machine that is busy.
+const attempts = 3
 
 // contender is a shim that is measured.
 type contender struct {
@@ -58,9 +66,17 @@ func (b *bench) benchmarks() error {
 	times, rates := report.Table("time", "ms"), report.Table("rate", "MB/s")
 	for _, c := range contenders {
 		b.say("Benchmarks with %s", c.name)
-		found, err := b.benchmark(s, c)
-		if err != nil {
-			return fmt.Errorf("%s: %w", c.name, err)
+		var found []figure
+		for _, pattern := range benchmarked {
+			more, err := b.benchmark(s, c, pattern)
+			for again := 1; err != nil && again < attempts && b.ctx.Err() == nil; again++ {
+				b.say("%s, once more: %v", pattern, err)
+				more, err = b.benchmark(s, c, pattern)
+			}
+			if err != nil {
+				return fmt.Errorf("%s: %w", c.name, err)
+			}
+			found = append(found, more...)
 		}
 		for _, f := range found {
 			against := ""
@@ -78,12 +94,12 @@ func (b *bench) benchmarks() error {
 	return report.Write(b.tree.Build("bench"), "shimtest")
 }
 
-// benchmark runs all of them with one shim.
-func (b *bench) benchmark(s suite, c contender) ([]figure, error) {
-	ctx, cancel := context.WithTimeout(b.ctx, 15*time.Minute)
+// benchmark runs those of a pattern with one shim.
+func (b *bench) benchmark(s suite, c contender, pattern string) ([]figure, error) {
+	ctx, cancel := context.WithTimeout(b.ctx, 6*time.Minute)
 	defer cancel()
-	cmd, err := c.place.Command(ctx, insideArg, "--", s.binary, "-test.run=^$", "-test.bench="+benchmarked,
-		fmt.Sprintf("-test.benchtime=%dx", benchmarkTimes), "-test.timeout=14m")
+	cmd, err := c.place.Command(ctx, insideArg, "--", s.binary, "-test.run=^$", "-test.bench="+pattern,
+		fmt.Sprintf("-test.benchtime=%dx", benchmarkTimes), "-test.timeout=5m")
 	if err != nil {
 		return nil, err
 	}

@@ -18,12 +18,13 @@ func TestMain(m *testing.M) {
 	e2etest.Main(m)
 }
 
-// The runtime handlers of the tests: two ways into a pod, and the first with a
-// pause container that runs.
+// The runtime handlers of the tests: two ways into a pod, the first with a pause
+// container that runs, and the second with the host's files through virtio-fs.
 const (
 	podsandbox = "podsandbox"
 	sandboxAPI = "sandbox-api"
 	realPause  = "real-pause"
+	virtioFS   = "virtio-fs"
 )
 
 // handlers are those that a release of containerd is asked for.
@@ -32,7 +33,7 @@ func handlers(release string) []string {
 	case release == "2.2.9":
 		return []string{podsandbox}
 	case *all && release == harness.Releases[0]:
-		return []string{podsandbox, sandboxAPI, realPause}
+		return []string{podsandbox, sandboxAPI, realPause, virtioFS}
 	}
 	return []string{podsandbox, sandboxAPI}
 }
@@ -69,6 +70,9 @@ func startCRI(t *testing.T, release string) *runtime {
 			sandboxAPI: {Sandboxer: "shim"},
 			realPause: {Sandboxer: "podsandbox", ShimConfig: func(c harness.ShimConfig) {
 				c.Set("guest", "pause", "run")
+			}},
+			virtioFS: {Sandboxer: "shim", ShimConfig: func(c harness.ShimConfig) {
+				c.Set("mounts", "bind", "virtiofs").Set("mounts", "virtiofsd", tree.Virtiofsd())
 			}},
 		},
 	}})

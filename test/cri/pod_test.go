@@ -35,7 +35,14 @@ func TestPods(t *testing.T) {
 // testHandler is one way into a pod.
 func testHandler(t *testing.T, r *runtime, handler string) {
 	t.Run("life", func(t *testing.T) { testPod(t, r, handler) })
+	if handler == podsandbox || *all {
+		t.Run("volumes", func(t *testing.T) { testVolumes(t, r, handler) })
+	}
 	if !*all {
+		return
+	}
+	if handler == virtioFS {
+		t.Run("host paths", func(t *testing.T) { testHostPaths(t, r) })
 		return
 	}
 	t.Run("the VM dies", func(t *testing.T) { testVMDeath(t, r, handler) })

@@ -38,14 +38,10 @@ func Join(frames, plain net.Conn) error {
 	return err
 }
 
-// piece is what goes into one frame, so that it fills whole packets of 16 KiB
-// with its header.
-const piece = streamwire.MaxFrame - 4
-
 func sendFrom(plain, frames net.Conn) error {
 	frame := new(streamwire.Frame)
 	for {
-		n, err := plain.Read(frame.Room()[:piece])
+		n, err := plain.Read(frame.Room())
 		if n > 0 {
 			if err := frame.Send(frames, n); err != nil {
 				return err

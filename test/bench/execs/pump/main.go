@@ -16,6 +16,8 @@ import (
 	"syscall"
 
 	"github.com/mdlayher/vsock"
+
+	"github.com/erofsvm/erofsvm/guest/rawio"
 )
 
 // packet is what the agent writes to a vsock at a time (guest/agent/vsock.go).
@@ -94,10 +96,11 @@ func listen(port string, do func(io.ReadWriter) error) error {
 	if err != nil {
 		return err
 	}
-	if err := do(conn); err != nil {
-		return errors.Join(err, conn.Close())
+	raw, err := conn.(syscall.Conn).SyscallConn()
+	if err == nil {
+		err = do(rawio.ReadWriter{Raw: raw})
 	}
-	return conn.Close()
+	return errors.Join(err, conn.Close())
 }
 
 // vsockAny is VMADDR_CID_ANY of linux/vm_sockets.h.
