@@ -23,8 +23,9 @@ import (
 // the first container that mounts it to the end of the VM, so that all containers of
 // the pod have the same, and one that comes back finds its files.
 type emptyDirs struct {
-	mu    sync.Mutex
-	byDir map[string]*emptyDir // by directory of the host
+	mu       sync.Mutex
+	byDir    map[string]*emptyDir // by directory of the host
+	attached bool                 // the disk of any of them
 }
 
 // emptyDir is one of them. Whoever has the turn may attach its disk.
@@ -166,6 +167,9 @@ func (m *machine) attachEmptyDir(ctx context.Context, v *emptydir.Volume, d *emp
 	}
 	p := placeOf(at)
 	d.at = &p
+	m.empty.mu.Lock()
+	m.empty.attached = true
+	m.empty.mu.Unlock()
 	return p, nil
 }
 
@@ -175,4 +179,23 @@ func (m *machine) makeEmptyDirImage(ctx context.Context, path string) (*os.File,
 	defer cancel()
 	maker := ext4.Maker{Mkfs: m.cfg.Rootfs.MkfsExt4, Dir: filepath.Join(m.cfg.CacheDir, "ext4")}
 	return maker.Make(ctx, path, ext4.Format{FS: "ext4", Size: int64(m.cfg.Mounts.EmptyDirMiB) << 20, UUID: uuid.New()})
+}
+
+// settle has the guest write back what containers have left in volumes on disk, of
+// which there is a next VM if the pod outlives this one. What hinders it hinders the
+// end of the VM no longer than a call may take.
+func (m *machine) settle(ctx context.Context) {
+	if !m.empty.onDisk() || !m.alive() {
+		return
+	}
+	if err := m.agent.DestroySandbox(ctx); err != nil {
+		m.log.WithError(err).Warn("what the pod wrote last into its emptyDirs may be missing in their images")
+	}
+}
+
+// onDisk says whether the VM has had the disk of any volume.
+func (all *emptyDirs) onDisk() bool {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	return all.attached
 }

@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/runtime/emptydir"
@@ -70,12 +72,23 @@ func TestAnEmptyDirIsOneDiskForAllContainersOfThePod(t *testing.T) {
 			t.Errorf("attached are %q", got)
 		}
 		if id == "c" {
-			break // with it goes the VM
+			break // with it goes the VM, as follows
 		}
 		if _, err := w.Delete(t.Context(), id, ""); err != nil {
 			t.Fatal(err)
 		}
 	}
+	if _, err := w.Delete(t.Context(), "c", ""); err != nil {
+		t.Fatal(err)
+	}
+	calls := w.agent.made()
+	if n := slices.Index(calls, "DestroySandbox"); n < slices.Index(calls, "RemoveContainer c") {
+		t.Errorf("the guest does not write back after its last container: %q", calls)
+	}
+}
+
+func (a *fakeAgent) DestroySandbox(ctx context.Context, _ *pb.DestroySandboxRequest) (*emptypb.Empty, error) {
+	return ok(a.called(ctx, "DestroySandbox"))
 }
 
 func TestAnEmptyDirInMemoryIsBoundedByTheVM(t *testing.T) {

@@ -377,6 +377,7 @@ func (m *machine) stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Stop.Std())
 	defer cancel()
 	begun := time.Now()
+	m.settle(ctx)
 	m.cancel(context.Canceled) // a boot under way returns
 	select {
 	case <-m.ready:
