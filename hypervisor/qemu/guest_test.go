@@ -236,7 +236,7 @@ func testDetachGoesOn(t *testing.T, vm running) {
 			}
 			continue
 		}
-		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), `disk "a"`) || !strings.Contains(err.Error(), at.PCIPath) {
+		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), `detach "a"`) || !strings.Contains(err.Error(), at.PCIPath) {
 			t.Errorf("error is %v", err)
 		}
 	}

@@ -55,16 +55,17 @@ func (r *Result) namespaces(in []specs.LinuxNamespace, pod *Pod) ([]*pb.LinuxNam
 }
 
 // hostname is the name that the container gives itself. In the pod's uts
-// namespace the pod's name stands.
+// namespace the pod's name stands, which is that of its first container.
 func (r *Result) hostname(host *specs.Spec, pod *Pod) string {
+	if pod != nil && pod.Infra {
+		return "" // also where the CRI leaves it the uts namespace of the host
+	}
 	if host.Hostname == "" || !slices.ContainsFunc(host.Linux.Namespaces, func(ns specs.LinuxNamespace) bool {
 		return ns.Type == specs.UTSNamespace && pod.has(ns)
 	}) {
 		return host.Hostname
 	}
-	if !pod.Infra {
-		r.drop("hostname", "the container shares the name of its pod")
-	}
+	r.drop("hostname", "the container shares the name of its pod")
 	return ""
 }
 

@@ -8,10 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	"github.com/containerd/errdefs"
-	"github.com/containerd/fifo"
 	"golang.org/x/sys/unix"
 )
 
@@ -152,109 +150,6 @@ func (s *IO) openFileOutput(p place) (func(context.Context) (io.WriteCloser, err
 	}
 	s.onClose(func() { f.Close() })
 	return opened(f), nil
-}
-
-// ahead begins with what has to wait now, for when it is needed.
-//
-// A client's open of a fifo returns when this side opens it, and a client may
-// cancel its own once the process has ended (Task.Delete of containerd's client
-// does). Were the fifo opened with the first output only, a process that is
-// quick could have its output thrown away by a client that has not noticed yet.
-func (s *IO) ahead(open func(context.Context) (io.WriteCloser, error)) func(context.Context) (io.WriteCloser, error) {
-	var w io.WriteCloser
-	var err error
-	opened := make(chan struct{})
-	s.copiers.Go(func() {
-		w, err = open(s.ctx)
-		close(opened)
-	})
-	return func(context.Context) (io.WriteCloser, error) {
-		<-opened // no later than the end of s.ctx
-		return w, err
-	}
-}
-
-// openFifoOutput waits for a reader, as closing a fifo that nobody has opened
-// yet would lose what was written to it. The read end that it holds besides
-// keeps the stream open while a client detaches and another attaches.
-func openFifoOutput(ctx context.Context, path string) (io.WriteCloser, error) {
-	w, err := fifo.OpenFifo(ctx, path, unix.O_WRONLY, 0)
-	if err != nil {
-		return nil, err
-	}
-	r, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		w.Close()
-		return nil, err
-	}
-	p := &pipe{WriteCloser: w, r: r}
-	p.stop = context.AfterFunc(ctx, p.closeBoth) // unblocks a Write
-	return p, nil
-}
-
-type pipe struct {
-	io.WriteCloser
-	r    io.Closer
-	once sync.Once
-	stop func() bool
-}
-
-func (p *pipe) Close() error {
-	p.stop()
-	p.closeBoth()
-	return nil
-}
-
-func (p *pipe) closeBoth() {
-	p.once.Do(func() {
-		p.WriteCloser.Close()
-		p.r.Close()
-	})
-}
-
-// fifoInput is a fifo, open for reading.
-type fifoInput struct {
-	r    *os.File
-	mu   sync.Mutex
-	keep *os.File // write end, so that a client can come back; nil when finished
-}
-
-// openFifoInput holds a write end as well: otherwise a client that goes away
-// without CloseIO would end the stream for the one that attaches next.
-func (s *IO) openFifoInput(path string) (input, error) {
-	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
-	}
-	if info.Mode()&os.ModeNamedPipe == 0 {
-		return nil, fmt.Errorf("%s is not a fifo: %w", path, errdefs.ErrInvalidArgument)
-	}
-	r, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	w, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		r.Close()
-		return nil, err
-	}
-	f := &fifoInput{r: r, keep: w}
-	s.onClose(func() {
-		f.finish()
-		r.Close() // unblocks a read
-	})
-	return f, nil
-}
-
-func (f *fifoInput) read(_ context.Context, buf []byte) (int, error) { return f.r.Read(buf) }
-
-func (f *fifoInput) finish() {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.keep != nil {
-		f.keep.Close()
-		f.keep = nil
-	}
 }
 
 func (s *IO) claim(p place, o Options) (RemoteStream, error) {
