@@ -99,7 +99,20 @@ func testVolumes(t *testing.T, r *runtime, handler string) {
 	if out := again.sh(t, "cat /scratch/part/file"); out != "of the writer\n" {
 		t.Errorf("a container that comes back finds %q", out)
 	}
+	again.sh(t, "echo at the end > /scratch/last")
 	p.remove(t)
+	if !*all {
+		return
+	}
+	// The kubelet makes a new pod sandbox of the same pod with the same volumes.
+	next := r.pod(t, handler, nil)
+	heir := next.start(t, spec{name: "heir", image: image.One, script: forever, change: func(c *cri.ContainerConfig) {
+		c.Mounts = []*cri.Mount{{HostPath: v.scratch, ContainerPath: "/scratch"}}
+	}})
+	if out := heir.sh(t, "cat /scratch/part/file /scratch/last"); out != "of the writer\nat the end\n" {
+		t.Errorf("the next virtual machine of the pod finds %q", out)
+	}
+	next.remove(t)
 }
 
 // says holds what scripts print, in any order, to what they should.
