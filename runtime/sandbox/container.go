@@ -133,12 +133,15 @@ func (c *container) abandonExecs() {
 	}
 }
 
-// giveUp ends a creation and waits until nothing of it is left.
+// giveUp ends a creation and waits until nothing of it is left, which is
+// errdefs.ErrNotFound, or until the container has ended, and is there to be deleted.
 func (c *container) giveUp(ctx context.Context) error {
 	c.abandon()
 	select {
 	case <-c.gone:
 		return fmt.Errorf("container %s was not created: %w", c.id, errdefs.ErrNotFound)
+	case <-c.init.exited:
+		return nil
 	case <-ctx.Done():
 		return fmt.Errorf("give up the creation of container %s: %w", c.id, ctx.Err())
 	}

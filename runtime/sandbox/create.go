@@ -32,7 +32,8 @@ var identifier = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 // Create makes a container, and the VM if this is the first one: the way of
 // one `ctr run` up to the point where the process waits for Start. It returns
 // the pid of QEMU. On an error nothing of the container is left, and no VM if
-// it was alone.
+// it was alone; but if nobody hears of it, the container stays as one that has
+// ended, until it is deleted.
 func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err error) {
 	begun := time.Now()
 	ctx, abandon := context.WithCancelCause(ctx)
@@ -69,7 +70,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	defer func() {
 		if err != nil {
 			err = m.explain(ctx, err)
-			s.dismantle(ctx, c, m)
+			s.undo(ctx, c, m, req)
 		}
 	}()
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -203,4 +204,48 @@ func TestAVMThatEndsWhileAHookRunsEndsTheContainer(t *testing.T) {
 		t.Fatalf("Create saw it itself: %v", err)
 	}
 	w.events.await(t, "exit c/ 137")
+}
+
+// TestACreationOfWhichNobodyHearsLeavesAContainerThatHasEnded: the containerd that
+// asked for it was restarted, and the next one has the task, to kill and to delete.
+func TestACreationOfWhichNobodyHearsLeavesAContainerThatHasEnded(t *testing.T) {
+	for _, first := range []string{"kill", "delete"} {
+		t.Run(first, func(t *testing.T) {
+			agent := newFakeAgent()
+			held, release := agent.holding("CreateContainer")
+			defer release()
+			w := newWorld(t, agent)
+			req := w.request(t, "c", "")
+			req.Unheard = func() bool { return true }
+			created := make(chan error, 1)
+			go func() {
+				_, err := w.Create(t.Context(), req)
+				created <- err
+			}()
+			<-held
+			if first == "kill" {
+				if err := w.Kill(t.Context(), "c", "", syscall.SIGKILL, false); err != nil {
+					t.Error(err)
+				}
+				if exit, err := w.Wait(t.Context(), "c", ""); err != nil || exit.Status != statusKilled {
+					t.Errorf("it ends with %d, %v", exit.Status, err)
+				}
+				if info, err := w.Info("c", ""); err != nil || info.State != Stopped {
+					t.Errorf("it is %s, %v", info.State, err)
+				}
+			}
+			if info, err := w.Delete(t.Context(), "c", ""); err != nil || info.Exit.Status != statusKilled {
+				t.Errorf("deleted with %d, %v", info.Exit.Status, err)
+			}
+			if err := <-created; !errors.Is(err, errAbandoned) {
+				t.Errorf("the creation ends with %v", err)
+			}
+			if !w.Empty() || !slices.Contains(agent.made(), "RemoveContainer c") {
+				t.Errorf("it is not taken apart: calls %q", agent.made())
+			}
+			if events, want := w.events.all(), []string{"create c", "exit c/ 137", "delete c 137"}; !slices.Equal(events, want) {
+				t.Errorf("events %q, want %q", events, want)
+			}
+		})
+	}
 }

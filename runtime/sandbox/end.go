@@ -82,6 +82,23 @@ func (s *Sandbox) lost(c *container, m *machine) {
 	}
 }
 
+// undo ends a Create that failed. A containerd that was restarted meanwhile has
+// the task, hears of no error, and could not get rid of a task that is not known
+// here: so the container stays as one that has ended.
+func (s *Sandbox) undo(ctx context.Context, c *container, m *machine, req *CreateRequest) {
+	if req.Unheard == nil || !req.Unheard() {
+		s.dismantle(ctx, c, m)
+		return
+	}
+	if c.inGuest && m.alive() {
+		s.endCreated(context.WithoutCancel(ctx), c, m)
+	}
+	if state, _ := c.init.current(); state == Creating {
+		s.sink.Created(req, m.pid())
+	}
+	c.init.ended(Exit{Status: statusKilled, At: time.Now()}, s.exitOf(c.init, m))
+}
+
 // dismantle takes a container apart and forgets it; with the last one, or that
 // of the pod, goes the VM. It is the end of Delete and of a Create that failed. Its errors concern
 // nobody but the log: what they leave goes with the VM.

@@ -93,7 +93,9 @@ func (s *Sandbox) Delete(ctx context.Context, id, exec string) (Info, error) {
 	if exec == "" {
 		switch state, _ := p.current(); state {
 		case Creating:
-			return Info{}, p.c.giveUp(ctx)
+			if err := p.c.giveUp(ctx); err != nil {
+				return Info{}, err
+			}
 		case Created:
 			if err := s.kill(ctx, p, m); err != nil {
 				return Info{}, err

@@ -57,6 +57,8 @@ type CreateRequest struct {
 	// Config is that of the VM; what is about the VM counts for the container that
 	// boots it.
 	Config configs.Config
+	// Unheard, if set, says whether nobody is left to hear how Create ends.
+	Unheard func() bool
 }
 
 // Sandbox is one VM with its containers. The zero value is not usable.

@@ -131,6 +131,7 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		Bundle:  r.Bundle,
 		Streams: stdio.Paths{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
 		Config:  config,
+		Unheard: func() bool { return ctx.Err() != nil }, // the connection is broken
 	}
 	for _, m := range r.Rootfs {
 		req.Rootfs = append(req.Rootfs, rootfs.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
