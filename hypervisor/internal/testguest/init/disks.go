@@ -21,12 +21,19 @@ type disk struct {
 	ReadOnly bool   `json:"read_only"`
 }
 
-// quiet is how long nothing may come or go before waitForDisks gives up.
-const quiet = 30 // seconds
+const (
+	// quiet is how long nothing may come or go before waitForDisks looks for what
+	// was not announced, in seconds.
+	quiet = 5
+	// looks is how often it looks, without anything having come, before it gives up.
+	looks = 6
+)
 
 // waitForDisks returns the disks once there are as many as count says, or those
 // that there are when nothing has changed for long. What comes is announced by
-// the kernel (lib/kobject_uevent.c).
+// the kernel (lib/kobject_uevent.c). Of many disks that come to a SCSI bus at once
+// the kernel can miss one; the agent looks for each by its address, and this looks
+// at all when nothing comes any more.
 func waitForDisks(count string) ([]disk, error) {
 	want, err := strconv.Atoi(count)
 	if err != nil {
@@ -44,19 +51,38 @@ func waitForDisks(count string) ([]disk, error) {
 		return nil, err
 	}
 	buf := make([]byte, 8<<10)
-	for {
+	for looked := 0; ; {
 		found, err := disks()
-		if err != nil || len(found) == want {
+		if err != nil || len(found) == want || looked == looks {
 			return found, err
 		}
 		switch _, err := unix.Read(fd, buf); err {
-		case nil, unix.ENOBUFS, unix.EINTR:
+		case nil, unix.ENOBUFS:
+			looked = 0
+		case unix.EINTR:
 		case unix.EAGAIN:
-			return found, nil
+			if err := scanSCSI(); err != nil {
+				return nil, err
+			}
+			looked++
 		default:
 			return nil, err
 		}
 	}
+}
+
+// scanSCSI looks at every place of every SCSI bus (drivers/scsi/scsi_sysfs.c).
+func scanSCSI() error {
+	hosts, err := filepath.Glob("/sys/class/scsi_host/host*/scan")
+	if err != nil {
+		return err
+	}
+	for _, host := range hosts {
+		if err := os.WriteFile(host, []byte("- - -"), 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func disks() ([]disk, error) {
