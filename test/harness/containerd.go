@@ -432,8 +432,14 @@ func (c *Containerd) restart(ctx context.Context, end syscall.Signal) error {
 	return c.connect()
 }
 
-// sweep removes processes, mounts and the run directory of whoever used the
-// directory before.
+// tasks is where a daemon keeps the working directories of tasks, none of which
+// outlives it here.
+func (c *Containerd) tasks() string {
+	return filepath.Join(c.dirs.root, "io.containerd.runtime.v2.task")
+}
+
+// sweep removes processes, mounts and the directories for tasks of whoever used
+// the directory before.
 func (c *Containerd) sweep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -455,6 +461,6 @@ func (c *Containerd) sweep(ctx context.Context) error {
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, unmountBelow(c.dirs.base), unmountBelow(c.dirs.run), os.RemoveAll(c.dirs.run))
+	errs = append(errs, unmountBelow(c.dirs.base), unmountBelow(c.dirs.run), os.RemoveAll(c.dirs.run), os.RemoveAll(c.tasks()))
 	return errors.Join(errs...)
 }

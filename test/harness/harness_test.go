@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -247,6 +248,38 @@ func TestStartSweepsUpAfterAKilledRun(t *testing.T) {
 	}
 	if err := killed.client.Close(); err != nil {
 		t.Error(err)
+	}
+	if err := c.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestANamedDirectoryIsUsedAgainWithoutItsTasks: a run that was killed must not
+// fail the next ones.
+func TestANamedDirectoryIsUsedAgainWithoutItsTasks(t *testing.T) {
+	tree := needTools(t, Releases[0])
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	o := Options{Name: fmt.Sprintf("test-%d", os.Getpid())}
+	c, err := Start(ctx, tree, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	base := c.dirs.base
+	t.Cleanup(func() { os.RemoveAll(base) })
+	if err := c.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Join(c.tasks(), c.namespace(), "killed"), 0o711); err != nil {
+		t.Fatal(err)
+	}
+	if c, err = Start(ctx, tree, o); err != nil {
+		t.Fatal(err)
+	}
+	looking, done := context.WithTimeout(ctx, time.Second)
+	defer done()
+	if left, err := c.Leftovers(looking); err != nil || len(left) > 0 {
+		t.Errorf("left %q, %v", left, err)
 	}
 	if err := c.Stop(ctx); err != nil {
 		t.Error(err)

@@ -63,7 +63,7 @@ func (c *Containerd) look(ctx context.Context) ([]string, error) {
 			return entries(filepath.Join(c.dirs.state, "io.containerd.runtime.v2.task", c.namespace()))
 		}},
 		{"working directory", func() ([]string, error) {
-			return entries(filepath.Join(c.dirs.root, "io.containerd.runtime.v2.task", c.namespace()))
+			return entries(filepath.Join(c.tasks(), c.namespace()))
 		}},
 		{"bundle of a pod", func() ([]string, error) {
 			return entries(filepath.Join(c.dirs.state, "io.containerd.sandbox.controller.v1.shim", c.namespace()))
