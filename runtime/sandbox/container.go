@@ -20,7 +20,7 @@ type container struct {
 	serial     int        // names its disks
 	dir        string     // own directory below the sandbox's
 	disks      []attached // written by create only
-	inGuest    bool       // the agent has the container, written by create only
+	inGuest    bool       // the agent has the container, written by create and dismantle only
 	messages   []message  // written by create only, before the process starts
 	published  []*published
 	abandon    context.CancelFunc
@@ -49,10 +49,17 @@ func newContainer(id, bundle string, streams stdio.Paths, abandon context.Cancel
 	return c
 }
 
-func (c *container) created() {
+// created ends the creation, unless it was given up before. tell is called under
+// the lock and must not wait.
+func (c *container) created(ctx context.Context, tell func()) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	tell()
 	c.init.state = Created
+	return nil
 }
 
 // process returns the container's own for "".
@@ -133,18 +140,16 @@ func (c *container) abandonExecs() {
 	}
 }
 
-// giveUp ends a creation and waits until nothing of it is left, which is
-// errdefs.ErrNotFound, or until the container has ended, and is there to be deleted.
-func (c *container) giveUp(ctx context.Context) error {
-	c.abandon()
-	select {
-	case <-c.gone:
-		return fmt.Errorf("container %s was not created: %w", c.id, errdefs.ErrNotFound)
-	case <-c.init.exited:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("give up the creation of container %s: %w", c.id, ctx.Err())
+// giveUp ends a creation and says whether there was one to end: under the lock, so
+// that the container is not created behind it.
+func (c *container) giveUp() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.init.state != Creating {
+		return false
 	}
+	c.abandon()
+	return true
 }
 
 func (c *container) removeDir() error { return os.RemoveAll(c.dir) }

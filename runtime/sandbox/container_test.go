@@ -1,6 +1,8 @@
 package sandbox
 
 import (
+	"context"
+	"errors"
 	"slices"
 	"strings"
 	"testing"
@@ -18,13 +20,20 @@ func newTestContainer() (*process, *[]string, func(Exit)) {
 	return c.init, &events, func(Exit) { events = append(events, "exit") }
 }
 
+func created(t *testing.T, p *process) {
+	t.Helper()
+	if err := p.c.created(t.Context(), func() {}); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func started(events *[]string) func() {
 	return func() { *events = append(*events, "start") }
 }
 
 func TestExitIsReportedOnce(t *testing.T) {
 	c, events, exited := newTestContainer()
-	c.c.created()
+	created(t, c)
 	c.ended(Exit{Status: 3, At: time.Unix(1, 0)}, exited)
 	c.ended(Exit{Status: statusKilled}, exited) // the VM dies afterwards
 	if !slices.Equal(*events, []string{"exit"}) {
@@ -38,7 +47,7 @@ func TestExitIsReportedOnce(t *testing.T) {
 
 func TestExitComesAfterStart(t *testing.T) {
 	c, events, exited := newTestContainer()
-	c.c.created()
+	created(t, c)
 	if err := c.beginStart(); err != nil {
 		t.Fatal(err)
 	}
@@ -60,7 +69,7 @@ func TestExitComesAfterStart(t *testing.T) {
 
 func TestFailedStartStillEnds(t *testing.T) {
 	c, events, exited := newTestContainer()
-	c.c.created()
+	created(t, c)
 	if err := c.beginStart(); err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +99,7 @@ func TestIllegalTransitionsNameBothStates(t *testing.T) {
 	}
 	check("start while creating", c.beginStart(), "creating", "created")
 	check("delete while creating", c.beginDelete(), "creating", "stopped")
-	c.c.created()
+	created(t, c)
 	check("delete when created", c.beginDelete(), "created", "stopped")
 	if err := c.beginStart(); err != nil {
 		t.Fatal(err)
@@ -108,19 +117,30 @@ func TestIllegalTransitionsNameBothStates(t *testing.T) {
 	}
 }
 
-func TestDeleteGivesUpACreationAndWaitsForItsEnd(t *testing.T) {
-	abandoned := make(chan struct{})
-	c := newContainer("c", "/bundle", stdio.Paths{}, func() { close(abandoned) })
-	given := make(chan error, 1)
-	go func() { given <- c.giveUp(t.Context()) }()
-	<-abandoned
-	select {
-	case err := <-given:
-		t.Fatalf("it did not wait: %v", err)
-	default:
-	}
-	close(c.gone)
-	if err := <-given; !errdefs.IsNotFound(err) {
-		t.Errorf("error %v", err)
+// TestAContainerIsCreatedOrGivenUp, and never both: a kill that is answered is not
+// lost at the last moment.
+func TestAContainerIsCreatedOrGivenUp(t *testing.T) {
+	for _, first := range []string{"created", "given up"} {
+		t.Run(first, func(t *testing.T) {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			c := newContainer("c", "", stdio.Paths{}, func() { cancel(errAbandoned) })
+			told := false
+			create := func() error { return c.created(ctx, func() { told = true }) }
+			if first == "created" {
+				if err := create(); err != nil || !told {
+					t.Errorf("%v, told %t", err, told)
+				}
+				if c.giveUp() || ctx.Err() != nil {
+					t.Error("it can be given up")
+				}
+				return
+			}
+			if !c.giveUp() {
+				t.Error("it cannot be given up")
+			}
+			if err := create(); !errors.Is(err, errAbandoned) || told {
+				t.Errorf("%v, told %t", err, told)
+			}
+		})
 	}
 }

@@ -91,8 +91,9 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 		return 0, err
 	}
 	pid = m.pid()
-	s.sink.Created(req, pid)
-	c.created()
+	if err := c.created(ctx, func() { s.sink.Created(req, pid) }); err != nil {
+		return 0, err
+	}
 	if err := m.spawn(func() { s.watch(c.init, m) }); err != nil {
 		return 0, err
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -247,5 +248,117 @@ func TestACreationOfWhichNobodyHearsLeavesAContainerThatHasEnded(t *testing.T) {
 				t.Errorf("events %q, want %q", events, want)
 			}
 		})
+	}
+}
+
+// TestWhoHangsUpFindsWhatIsBeingTakenApart: a containerd that is killed while a
+// failed creation is undone, or while a container is deleted, is followed by one that
+// has asked for the pids meanwhile and has the task.
+func TestWhoHangsUpFindsWhatIsBeingTakenApart(t *testing.T) {
+	agent := newFakeAgent()
+	w := newWorld(t, agent)
+	held, release := agent.holding("RemoveContainer")
+	var hungUp atomic.Bool
+	hangUp := func() {
+		<-held
+		if _, err := w.Info("c", ""); err != nil {
+			t.Errorf("it is not there while it is taken apart: %v", err)
+		}
+		hungUp.Store(true)
+		release()
+	}
+	remains := func(exit int) {
+		t.Helper()
+		if info, err := w.Info("c", ""); err != nil || info.State != Stopped || info.Exit.Status != exit {
+			t.Errorf("it is %s with %d, %v", info.State, info.Exit.Status, err)
+		}
+	}
+
+	agent.failing("CreateContainer", errors.New("a failure"))
+	req := w.request(t, "c", "")
+	req.Unheard = hungUp.Load
+	go hangUp()
+	if _, err := w.Create(t.Context(), req); err == nil {
+		t.Error("it was created")
+	}
+	remains(statusKilled)
+
+	// The next one is killed too while it deletes the task.
+	agent.failing("CreateContainer", nil)
+	if _, err := w.Create(t.Context(), w.request(t, "other", "")); err != nil { // so that there is a guest to ask
+		t.Fatal(err)
+	}
+	if _, err := w.DeleteFor(t.Context(), "c", "", hungUp.Load); !errdefs.IsUnavailable(err) {
+		t.Errorf("a deletion of which nobody hears: %v", err)
+	}
+	remains(statusKilled)
+	if _, err := w.Delete(t.Context(), "c", ""); err != nil {
+		t.Error(err)
+	}
+	if _, err := w.Delete(t.Context(), "other", ""); err != nil {
+		t.Error(err)
+	}
+	if !w.Empty() {
+		t.Error("something is left")
+	}
+	want := []string{"create c", "exit c/ 137", "create other", "delete c 137", "exit other/ 137", "delete other 137"}
+	if events := w.events.all(); !slices.Equal(events, want) {
+		t.Errorf("events %q, want %q", events, want)
+	}
+}
+
+// TestWaitEndsWithACreationThatFails, as there is nothing to wait for any more.
+func TestWaitEndsWithACreationThatFails(t *testing.T) {
+	agent := newFakeAgent()
+	held, release := agent.holding("CreateContainer")
+	agent.failing("CreateContainer", errors.New("a failure"))
+	w := newWorld(t, agent)
+	created, waited := make(chan error, 1), make(chan error, 1)
+	go func() {
+		_, err := w.Create(t.Context(), w.request(t, "c", ""))
+		created <- err
+	}()
+	<-held
+	p, _, err := w.find("c", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_, err := w.wait(t.Context(), p)
+		waited <- err
+	}()
+	release()
+	if err := <-created; err == nil {
+		t.Error("it was created")
+	}
+	if err := <-waited; !errdefs.IsNotFound(err) {
+		t.Errorf("wait ends with %v, want NotFound", err)
+	}
+}
+
+// TestDeleteGivesUpACreationAndWaitsForItsEnd, as a client that has gone away leaves
+// it to containerd.
+func TestDeleteGivesUpACreationAndWaitsForItsEnd(t *testing.T) {
+	agent := newFakeAgent()
+	held, release := agent.holding("CreateContainer")
+	defer release()
+	w := newWorld(t, agent)
+	created := make(chan error, 1)
+	go func() {
+		_, err := w.Create(t.Context(), w.request(t, "c", ""))
+		created <- err
+	}()
+	<-held
+	if _, err := w.Delete(t.Context(), "c", ""); !errdefs.IsNotFound(err) {
+		t.Errorf("delete: %v, want NotFound", err)
+	}
+	if !w.Empty() || !slices.Contains(agent.made(), "RemoveContainer c") {
+		t.Errorf("it is not taken apart: calls %q", agent.made())
+	}
+	if err := <-created; !errors.Is(err, errAbandoned) {
+		t.Errorf("the creation ends with %v", err)
+	}
+	if events := w.events.all(); len(events) > 0 {
+		t.Errorf("events %q of a container that was not created", events)
 	}
 }

@@ -82,16 +82,11 @@ func (s *Sandbox) lost(c *container, m *machine) {
 	}
 }
 
-// undo ends a Create that failed. A containerd that was restarted meanwhile has
-// the task, hears of no error, and could not get rid of a task that is not known
-// here: so the container stays as one that has ended.
+// undo ends a Create that failed. If nobody hears of it the container stays as one
+// that has ended.
 func (s *Sandbox) undo(ctx context.Context, c *container, m *machine, req *CreateRequest) {
-	if req.Unheard == nil || !req.Unheard() {
-		s.dismantle(ctx, c, m)
+	if s.dismantle(ctx, c, m, req.Unheard) {
 		return
-	}
-	if c.inGuest && m.alive() {
-		s.endCreated(context.WithoutCancel(ctx), c, m)
 	}
 	if state, _ := c.init.current(); state == Creating {
 		s.sink.Created(req, m.pid())
@@ -102,11 +97,15 @@ func (s *Sandbox) undo(ctx context.Context, c *container, m *machine, req *Creat
 // dismantle takes a container apart and forgets it; with the last one, or that
 // of the pod, goes the VM. It is the end of Delete and of a Create that failed. Its errors concern
 // nobody but the log: what they leave goes with the VM.
-func (s *Sandbox) dismantle(ctx context.Context, c *container, m *machine) {
+//
+// If unheard is set and says that nobody hears of the end, the container is not
+// forgotten, and gone is false. A containerd that was restarted meanwhile has asked
+// for its pids, has the task since then, and could get rid neither of a task that
+// is not known here, nor of the shim.
+func (s *Sandbox) dismantle(ctx context.Context, c *container, m *machine, unheard func() bool) (gone bool) {
 	// The caller may be gone; what went up comes down all the same. Every step
 	// has a deadline of its own.
 	ctx = context.WithoutCancel(ctx)
-	defer close(c.gone)
 	logger := s.log.WithField("container", c.id)
 	c.abandonExecs()
 	for _, p := range c.all() {
@@ -123,13 +122,21 @@ func (s *Sandbox) dismantle(ctx context.Context, c *container, m *machine) {
 		if err := m.agent.RemoveContainer(ctx, c.id); err != nil && !errdefs.IsNotFound(err) {
 			logger.WithError(err).Error("the guest does not let go of the container: its disks stay attached until the virtual machine ends")
 			mounted = true
+		} else {
+			c.inGuest = false
 		}
 	}
+	// As late as it can be said. Who has hung up by now asks for the pids when the
+	// next containerd is up, and finds none.
+	if unheard != nil && unheard() {
+		return false
+	}
+	defer close(c.gone)
 	if s.forget(c) {
 		if err := m.stop(ctx); err != nil {
 			logger.WithError(err).Warn("end the virtual machine")
 		}
-		return
+		return true
 	}
 	// A guest ejects a disk that it has mounted, and loses what it would have
 	// written to it (decision 5).
@@ -141,6 +148,7 @@ func (s *Sandbox) dismantle(ctx context.Context, c *container, m *machine) {
 	if err := c.removeDir(); err != nil {
 		logger.WithError(err).Warn("remove the container's directory")
 	}
+	return true
 }
 
 // endCreated ends the process of a container whose creation failed after the

@@ -51,19 +51,29 @@ func (s *Sandbox) reap(ctx context.Context, p *process, m *machine) {
 	}
 }
 
-// Wait waits until a process has stopped and its output is handed over.
+// Wait waits until a process has stopped and its output is handed over. For a
+// container whose creation fails meanwhile the error is of class
+// errdefs.ErrNotFound.
 func (s *Sandbox) Wait(ctx context.Context, id, exec string) (Exit, error) {
 	p, _, err := s.find(id, exec)
 	if err != nil {
 		return Exit{}, err
 	}
+	return s.wait(ctx, p)
+}
+
+func (s *Sandbox) wait(ctx context.Context, p *process) (Exit, error) {
 	select {
 	case <-p.exited:
-		_, exit := p.current()
-		return exit, nil
+	case <-p.c.gone:
 	case <-ctx.Done():
 		return Exit{}, fmt.Errorf("wait for %s: %w", p, ctx.Err())
 	}
+	state, exit := p.current()
+	if state != Stopped && state != Deleted {
+		return Exit{}, fmt.Errorf("%s was not created: %w", p, errdefs.ErrNotFound)
+	}
+	return exit, nil
 }
 
 // Info describes a process.
@@ -86,20 +96,20 @@ func (p *process) info(m *machine) Info {
 // away, is given up: the error is then of class errdefs.ErrNotFound. Of an exec
 // that has stopped, or was never started, it removes what is known.
 func (s *Sandbox) Delete(ctx context.Context, id, exec string) (Info, error) {
+	return s.DeleteFor(ctx, id, exec, nil)
+}
+
+// DeleteFor is Delete for somebody who may go away meanwhile: unheard, if set, says
+// whether they have. A container stays for who asks next then, as one that has
+// stopped, and the error is of class errdefs.ErrUnavailable.
+func (s *Sandbox) DeleteFor(ctx context.Context, id, exec string, unheard func() bool) (Info, error) {
 	p, m, err := s.find(id, exec)
 	if err != nil {
 		return Info{}, err
 	}
 	if exec == "" {
-		switch state, _ := p.current(); state {
-		case Creating:
-			if err := p.c.giveUp(ctx); err != nil {
-				return Info{}, err
-			}
-		case Created:
-			if err := s.kill(ctx, p, m); err != nil {
-				return Info{}, err
-			}
+		if err := s.endUnstarted(ctx, p, m); err != nil {
+			return Info{}, err
 		}
 	}
 	if err := p.beginDelete(); err != nil {
@@ -113,7 +123,10 @@ func (s *Sandbox) Delete(ctx context.Context, id, exec string) (Info, error) {
 		p.endDelete()
 		return info, nil
 	}
-	s.dismantle(ctx, p.c, m)
+	if !s.dismantle(ctx, p.c, m, unheard) {
+		p.keep()
+		return Info{}, fmt.Errorf("delete %s: whoever asked is gone: %w", p, errdefs.ErrUnavailable)
+	}
 	p.endDelete()
 	if err := s.runHooks(ctx, p.c, m, p.c.hooks.Poststop, specs.StateStopped); err != nil {
 		s.log.WithError(err).Warnf("poststop of %s", p)
@@ -122,11 +135,24 @@ func (s *Sandbox) Delete(ctx context.Context, id, exec string) (Info, error) {
 	return info, nil
 }
 
+// endUnstarted brings a container to its end that is being created, or waits to be
+// started.
+func (s *Sandbox) endUnstarted(ctx context.Context, p *process, m *machine) error {
+	if p.c.giveUp() {
+		_, err := s.wait(ctx, p)
+		return err
+	}
+	if state, _ := p.current(); state == Created {
+		return s.kill(ctx, p, m)
+	}
+	return nil
+}
+
 func (s *Sandbox) kill(ctx context.Context, p *process, m *machine) error {
 	s.reap(ctx, p, m)
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Stop.Std())
 	defer cancel()
-	if _, err := s.Wait(ctx, p.c.id, p.exec); err != nil {
+	if _, err := s.wait(ctx, p); err != nil {
 		return fmt.Errorf("%s does not end: %w", p, err)
 	}
 	return nil

@@ -206,6 +206,13 @@ func (p *process) beginDelete() error {
 	return nil
 }
 
+// keep takes a deletion back.
+func (p *process) keep() {
+	p.c.mu.Lock()
+	defer p.c.mu.Unlock()
+	p.deleting = false
+}
+
 func (p *process) endDelete() {
 	p.c.mu.Lock()
 	defer p.c.mu.Unlock()

@@ -21,10 +21,10 @@ func (s *Sandbox) Kill(ctx context.Context, id, exec string, sig syscall.Signal,
 	if err != nil {
 		return err
 	}
-	switch state, _ := p.current(); {
-	case state == Creating:
-		p.c.abandon()
+	if exec == "" && p.c.giveUp() {
 		return nil
+	}
+	switch state, _ := p.current(); {
 	case state == Created && exec != "":
 		return fmt.Errorf("%s: process not created: %w", p, errdefs.ErrFailedPrecondition)
 	case state == Stopped, state == Deleted:

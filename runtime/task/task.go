@@ -10,6 +10,7 @@ package task
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -106,6 +107,13 @@ func (s *Service) Close(ctx context.Context) error { return s.sandbox.Close(ctx)
 // its own, and Delete gives up a creation.
 func begun(ctx context.Context) context.Context { return context.WithoutCancel(ctx) }
 
+// hungUp asks whether the connection is broken on which an operation was asked
+// for: it cancels the context of each call. A caller whose deadline has passed is
+// still there.
+func hungUp(ctx context.Context) func() bool {
+	return func() bool { return errors.Is(ctx.Err(), context.Canceled) }
+}
+
 // Create boots the VM, if it is the first container, and makes the container.
 func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
 	if r.Checkpoint != "" {
@@ -131,7 +139,7 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		Bundle:  r.Bundle,
 		Streams: stdio.Paths{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
 		Config:  config,
-		Unheard: func() bool { return ctx.Err() != nil }, // the connection is broken
+		Unheard: hungUp(ctx),
 	}
 	for _, m := range r.Rootfs {
 		req.Rootfs = append(req.Rootfs, rootfs.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
@@ -204,7 +212,7 @@ func (s *Service) Kill(ctx context.Context, r *taskapi.KillRequest) (*emptypb.Em
 
 // Delete removes a stopped container, and the VM with the last one, or an exec.
 func (s *Service) Delete(ctx context.Context, r *taskapi.DeleteRequest) (*taskapi.DeleteResponse, error) {
-	info, err := s.sandbox.Delete(begun(ctx), r.ID, r.ExecID)
+	info, err := s.sandbox.DeleteFor(begun(ctx), r.ID, r.ExecID, hungUp(ctx))
 	if err != nil {
 		return nil, rpcstatus.Of(err)
 	}
