@@ -176,7 +176,51 @@ func TestContainerdIsKilledWhileAContainerIsCreated(t *testing.T) {
 			if err != nil && !errdefs.IsNotFound(err) {
 				t.Errorf("the task in the next containerd: %v", err)
 			}
-			t.Logf("the task in the next containerd: %v, %v", task.GetProcess().GetStatus(), err)
+			t.Logf("the task in the next containerd: %v, pid %d, %v", task.GetProcess().GetStatus(), task.GetProcess().GetPid(), err)
+			if err := bed.RemoveContainers(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestContainerdIsKilledWhileAContainerIsDeleted: what the guest has yet to write is
+// on its way to the disk when containerd goes. The next one still has the task, or
+// nothing of it is left.
+func TestContainerdIsKilledWhileAContainerIsDeleted(t *testing.T) {
+	for _, release := range harness.Releases {
+		t.Run(release, func(t *testing.T) {
+			bed := e2etest.Own(t, harness.Options{Release: release})
+			c := bed.Start(t, e2etest.Spec{Image: bed.Image(t, "one", harness.Snapshotter), Args: []string{"sh", "-c",
+				"sync; dd if=/dev/zero of=/much bs=1M count=32; echo written"}})
+			if code := c.WaitExit(t); code != 0 {
+				t.Fatalf("code %d: %s", code, c.Stderr)
+			}
+			images, err := filepath.Glob(filepath.Join(bed.Dir(), "root", "*.snapshotter.v1.erofs", "snapshots", "*", "rwlayer.img"))
+			if err != nil || len(images) != 1 {
+				t.Fatalf("writable layers %q, %v, want one", images, err)
+			}
+			ctx, cancel := context.WithTimeout(bed.Context(t.Context()), e2etest.Boot)
+			defer cancel()
+			deleted := make(chan error, 1)
+			if err := harness.DuringWrites(ctx, images[0], func() {
+				go func() {
+					_, err := c.Task.Delete(ctx)
+					deleted <- err
+				}()
+			}); err != nil {
+				t.Fatal(err)
+			}
+			if err := bed.Crash(ctx); err != nil {
+				t.Fatal(err)
+			}
+			t.Logf("the deletion: %v", <-deleted)
+			task, err := bed.Client().TaskService().Get(ctx, &tasks.GetRequest{ContainerID: c.ID})
+			if err != nil && !errdefs.IsNotFound(err) {
+				t.Errorf("the task in the next containerd: %v", err)
+			}
+			t.Logf("the task in the next containerd: %v, pid %d, %v", task.GetProcess().GetStatus(), task.GetProcess().GetPid(), err)
+			c.Adopt(nil, nil) // their client is gone
 			if err := bed.RemoveContainers(ctx); err != nil {
 				t.Error(err)
 			}

@@ -81,26 +81,50 @@ func (c *Containerd) WaitForSandbox(ctx context.Context) error {
 
 // WaitForEntry waits until a directory is not empty.
 func WaitForEntry(ctx context.Context, dir string) error {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	watch, err := watchPath(ctx, dir, unix.IN_CREATE|unix.IN_MOVED_TO)
 	if err != nil {
-		return fmt.Errorf("inotify: %w", err)
+		return err
 	}
-	events := os.NewFile(uintptr(fd), "inotify")
-	defer events.Close()
-	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_CREATE|unix.IN_MOVED_TO); err != nil {
-		return fmt.Errorf("watch %s: %w", dir, err)
-	}
+	defer watch.Close()
 	if list, err := entries(dir); err != nil || len(list) > 0 {
 		return err
 	}
+	return waitForEvent(watch, "appears in "+dir)
+}
+
+// DuringWrites calls begin, and returns when a file has been written to after that.
+func DuringWrites(ctx context.Context, file string, begin func()) error {
+	watch, err := watchPath(ctx, file, unix.IN_MODIFY)
+	if err != nil {
+		return err
+	}
+	defer watch.Close()
+	begin()
+	return waitForEvent(watch, "is written to "+file)
+}
+
+// watchPath watches a path until the deadline of ctx.
+func watchPath(ctx context.Context, path string, events uint32) (*os.File, error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("inotify: %w", err)
+	}
+	watch := os.NewFile(uintptr(fd), "inotify")
+	if _, err := unix.InotifyAddWatch(fd, path, events); err != nil {
+		return nil, errors.Join(fmt.Errorf("watch %s: %w", path, err), watch.Close())
+	}
 	if deadline, ok := ctx.Deadline(); ok {
-		if err := events.SetReadDeadline(deadline); err != nil {
-			return err
+		if err := watch.SetReadDeadline(deadline); err != nil {
+			return nil, errors.Join(err, watch.Close())
 		}
 	}
-	_, err = events.Read(make([]byte, 4096))
+	return watch, nil
+}
+
+func waitForEvent(watch *os.File, what string) error {
+	_, err := watch.Read(make([]byte, 4096))
 	if errors.Is(err, os.ErrDeadlineExceeded) {
-		return fmt.Errorf("nothing appears in %s: %w", dir, err)
+		return fmt.Errorf("nothing %s: %w", what, err)
 	}
 	return err
 }
