@@ -19,6 +19,9 @@ type PodRequest struct {
 	Hostname string
 	// NetNS is the path of the pod's network namespace, "" for the host's.
 	NetNS string
+	// Cgroup is that of the host that is to be made for the pod, "" for that of the
+	// shim.
+	Cgroup string
 	// Sysctls are those of the guest.
 	Sysctls map[string]string
 	// Mounts are for the containers of the pod that have none at these places.
@@ -73,6 +76,7 @@ func (s *Sandbox) CreatePod(req *PodRequest) error {
 	s.machine = newMachine(s, cfg, identity{
 		id: req.ID, bundle: req.Bundle, hostname: req.Hostname,
 		netns: netns{path: req.NetNS, host: req.NetNS == ""}, pod: true, begun: now,
+		cgroup: req.Cgroup,
 	})
 	s.machine.launch()
 	return nil

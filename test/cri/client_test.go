@@ -136,6 +136,7 @@ type pod struct {
 	id      string
 	handler string
 	config  *cri.PodSandboxConfig
+	group   podGroup
 }
 
 var serial int
@@ -156,6 +157,8 @@ func (r *runtime) pod(t *testing.T, handler string, change func(*cri.PodSandboxC
 			}},
 		},
 	}}
+	p.group = r.podGroup(t, p.config.Metadata.Uid)
+	p.config.Linux.CgroupParent = string(p.group)
 	if change != nil {
 		change(p.config)
 	}
@@ -185,6 +188,7 @@ func (p *pod) remove(t *testing.T) {
 		t.Errorf("remove pod: %v", err)
 	}
 	p.id = ""
+	p.group.empty(t)
 }
 
 func (p *pod) state(t *testing.T) cri.PodSandboxState {

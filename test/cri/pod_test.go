@@ -46,6 +46,7 @@ func testHandler(t *testing.T, r *runtime, handler string) {
 		return
 	}
 	t.Run("the VM dies", func(t *testing.T) { testVMDeath(t, r, handler) })
+	t.Run("the shim dies", func(t *testing.T) { testShimDeath(t, r, handler) })
 	t.Run("containerd restarts", func(t *testing.T) { testRestart(t, r, handler) })
 	if r.bed.Release() != harness.Releases[0] || handler == realPause {
 		return // nothing of theirs is in what follows
@@ -88,11 +89,8 @@ func testPod(t *testing.T, r *runtime, handler string) {
 		reached(t, app)
 	}
 	counted(t, app)
-	if handler == sandboxAPI && r.bed.Release() == harness.Releases[0] {
-		// Others, and pods with a pause container, are counted by a cgroup that the
-		// kubelet makes.
-		p.counted(t)
-	}
+	p.counted(t)
+	p.grouped(t)
 	rotated(t, app)
 
 	side.sh(t, "touch /tmp/die")
@@ -196,8 +194,18 @@ func (p *pod) counted(t *testing.T) {
 		t.Fatalf("statistics of the pod: %v", err)
 	}
 	linux := s.GetStats().GetLinux()
-	if linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || linux.GetMemory().GetWorkingSetBytes().GetValue() == 0 || len(linux.GetContainers()) < 3 {
-		t.Errorf("statistics of the pod: %v", linux)
+	var cpu, memory uint64
+	for _, c := range linux.GetContainers() {
+		cpu += c.GetCpu().GetUsageCoreNanoSeconds().GetValue()
+		memory += c.GetMemory().GetWorkingSetBytes().GetValue()
+	}
+	if len(linux.GetContainers()) < 3 || cpu == 0 || memory == 0 {
+		t.Errorf("statistics of its containers: %v", linux.GetContainers())
+	}
+	// It costs what QEMU and the guest's kernel take, too.
+	const bare = 64 << 20
+	if linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() <= cpu || linux.GetMemory().GetWorkingSetBytes().GetValue() < memory+bare {
+		t.Errorf("the pod uses %v and %v, its containers %d ns and %d bytes", linux.GetCpu(), linux.GetMemory(), cpu, memory)
 	}
 }
 
