@@ -92,9 +92,16 @@ type Vsock struct {
 // Network configures how a pod's network gets into the guest.
 type Network struct {
 	Model    string `toml:"model"`
+	Host     string `toml:"host"`
 	Queues   int    `toml:"queues"`
 	VhostNet bool   `toml:"vhost_net"`
 }
+
+// The values of Network.Host.
+const (
+	HostNetworkRefuse   = "refuse"
+	HostNetworkLoopback = "loopback"
+)
 
 // Rootfs configures how layers become disks.
 type Rootfs struct {
@@ -312,6 +319,7 @@ func (c *Config) Validate() error {
 	oneOf("vsock.backend", c.Vsock.Backend, "auto", "kernel", "vhost-user")
 	file("vsock.device_path", c.Vsock.DevicePath, false)
 	oneOf("network.model", c.Network.Model, "tap", "macvtap", "none")
+	oneOf("network.host", c.Network.Host, HostNetworkRefuse, HostNetworkLoopback)
 	between("network.queues", c.Network.Queues, 0, 32)
 	file("rootfs.mkfs_erofs", c.Rootfs.MkfsErofs, false)
 	file("rootfs.mkfs_ext4", c.Rootfs.MkfsExt4, false)

@@ -39,6 +39,11 @@ func podConfig(packed *anypb.Any) (*cri.PodSandboxConfig, error) {
 	return config, nil
 }
 
+// hostNetwork says whether a pod is to have the network of its host.
+func hostNetwork(pod *cri.PodSandboxConfig) bool {
+	return pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == cri.NamespaceMode_NODE
+}
+
 // cgroup is that of a pod below the one that its kubelet has made for it, by the name
 // that containerd's CRI plugin gives to that of a pause container (getCgroupsPath of
 // internal/cri/server/podsandbox).

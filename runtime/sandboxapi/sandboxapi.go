@@ -108,7 +108,7 @@ func (s *Service) request(r *sandboxapi.CreateSandboxRequest) (*sandbox.PodReque
 		return nil, err
 	}
 	return &sandbox.PodRequest{
-		ID: r.SandboxID, Bundle: r.BundlePath, Hostname: hostname, NetNS: r.NetnsPath,
+		ID: r.SandboxID, Bundle: r.BundlePath, Hostname: hostname, NetNS: r.NetnsPath, HostNetwork: hostNetwork(pod),
 		Cgroup: cgroup(pod.GetLinux().GetCgroupParent(), r.SandboxID), Sysctls: pod.GetLinux().GetSysctls(), Mounts: mounts, Config: config, Annotations: pod.GetAnnotations(),
 	}, nil
 }

@@ -114,8 +114,20 @@ func TestAPodOfWhichNothingIsSaidHasTheHostsNames(t *testing.T) {
 	if _, err := New(pods, nil, func() {}).CreateSandbox(t.Context(), &sandboxapi.CreateSandboxRequest{SandboxID: "pod", BundlePath: t.TempDir()}); err != nil {
 		t.Fatal(err)
 	}
-	if name, err := os.Hostname(); err != nil || pods.request.Hostname != name {
-		t.Errorf("hostname %q, %v", pods.request.Hostname, err)
+	if name, err := os.Hostname(); err != nil || pods.request.Hostname != name || pods.request.HostNetwork {
+		t.Errorf("%+v, %v", pods.request, err)
+	}
+}
+
+func TestAPodInTheHostsNetworkIsCalledOne(t *testing.T) {
+	pods := &fakePods{}
+	_, err := New(pods, nil, func() {}).CreateSandbox(t.Context(), &sandboxapi.CreateSandboxRequest{
+		SandboxID: "pod", BundlePath: t.TempDir(), Options: packed(t, &cri.PodSandboxConfig{Linux: &cri.LinuxPodSandboxConfig{
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}},
+		}}),
+	})
+	if err != nil || !pods.request.HostNetwork {
+		t.Errorf("%+v, %v", pods.request, err)
 	}
 }
 

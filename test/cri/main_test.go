@@ -73,7 +73,7 @@ func startCRI(t *testing.T, release string) *runtime {
 			podsandbox: {Sandboxer: "podsandbox", ShimConfig: grouped},
 			sandboxAPI: {Sandboxer: "shim", ShimConfig: grouped},
 			realPause: {Sandboxer: "podsandbox", ShimConfig: func(c harness.ShimConfig) {
-				grouped(c.Set("guest", "pause", "run"))
+				grouped(c.Set("guest", "pause", "run").Set("network", "host", "loopback"))
 			}},
 			virtioFS: {Sandboxer: "shim", ShimConfig: func(c harness.ShimConfig) {
 				grouped(c.Set("mounts", "bind", "virtiofs").Set("mounts", "virtiofsd", tree.Virtiofsd()))

@@ -51,6 +51,8 @@ func testHandler(t *testing.T, r *runtime, handler string) {
 	if r.bed.Release() != harness.Releases[0] || handler == realPause {
 		return // nothing of theirs is in what follows
 	}
+	t.Run("security contexts", func(t *testing.T) { testSecurity(t, r, handler) })
+	t.Run("refusals", func(t *testing.T) { testRefusals(t, r, handler) })
 	t.Run("streams", func(t *testing.T) { testStreams(t, r, handler) })
 	t.Run("ten containers", func(t *testing.T) { testMany(t, r, handler, 10) })
 }
