@@ -119,12 +119,13 @@ lint: tools ## gofmt, vet, staticcheck and the house rules
 	@$(ENV) go test -count=1 ./test/policy
 
 .PHONY: bench
-bench: guest-image images conformance-program ## a ctr run by phases, memory, layers, execs and their streams, runc beside, into .build/bench
+bench: guest-image images conformance-program ## a ctr run by phases, memory, layers, execs and their streams, pods, runc beside, into .build/bench
 	@test/setup/tools.sh fio runc iperf3
 	@$(ENV) go run ./test/bench -out $(BUILD)/bench
 	@$(ENV) go run ./test/bench/disks -out $(BUILD)/bench
 	@$(ENV) go run ./test/bench/execs -out $(BUILD)/bench
 	@$(ENV) go run ./test/bench/network -out $(BUILD)/bench
+	@$(ENV) go run ./test/bench/pods -out $(BUILD)/bench
 	@$(ENV) $(CONFORMANCE) benchmarks
 
 .PHONY: proto

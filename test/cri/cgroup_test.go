@@ -2,83 +2,38 @@ package cri
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
-	"github.com/moby/sys/mountinfo"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/erofsvm/erofsvm/test/harness"
 	"github.com/erofsvm/erofsvm/test/harness/e2etest"
 	"github.com/erofsvm/erofsvm/test/image"
 )
 
-// podGroup is the path of the cgroup that a kubelet makes for a pod, in all
-// hierarchies of the host.
-type podGroup string
-
-// podGroup makes it. At the end of the test it goes, which it does only if nothing
-// is in it.
-func (r *runtime) podGroup(t *testing.T, uid string) podGroup {
+// podGroup makes the cgroup of a pod. At the end of the test it goes, which it does
+// only if nothing is in it.
+func (r *runtime) podGroup(t *testing.T, uid string) *harness.PodCgroup {
 	t.Helper()
-	group := podGroup(path.Join(r.bed.Cgroup(), "kubepods", "pod"+uid))
-	for _, dir := range group.dirs(t) {
-		must(t, os.MkdirAll(dir, 0o755))
-		// A cpuset takes no process before it has processors and memory.
-		for _, up := range []string{filepath.Dir(filepath.Dir(dir)), filepath.Dir(dir), dir} {
-			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
-				text, err := os.ReadFile(filepath.Join(filepath.Dir(up), file))
-				if errors.Is(err, fs.ErrNotExist) || strings.TrimSpace(string(text)) == "" {
-					continue
-				}
-				must(t, errors.Join(err, os.WriteFile(filepath.Join(up, file), text, 0)))
-			}
-		}
-	}
-	t.Cleanup(func() {
-		for _, dir := range group.dirs(t) {
-			must(t, os.Remove(dir))
-			for _, up := range []string{filepath.Dir(dir), filepath.Dir(filepath.Dir(dir))} {
-				_ = os.Remove(up) // with its last pod; the bed's own one stays
-			}
-		}
-	})
+	group, err := r.bed.PodCgroup(uid)
+	must(t, err)
+	t.Cleanup(func() { must(t, group.Remove()) })
 	return group
 }
 
-func (g podGroup) dirs(t *testing.T) []string {
+// ungrouped holds that nothing was left in it.
+func (p *pod) ungrouped(t *testing.T) {
 	t.Helper()
-	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	left, err := p.group.Left()
 	must(t, err)
-	var dirs []string
-	for _, m := range mounts {
-		dirs = append(dirs, filepath.Join(m.Mountpoint, string(g)))
-	}
-	return dirs
-}
-
-// empty holds that nothing was left in it.
-func (g podGroup) empty(t *testing.T) {
-	t.Helper()
-	for _, dir := range g.dirs(t) {
-		entries, err := os.ReadDir(dir)
-		must(t, err)
-		for _, e := range entries {
-			if e.IsDir() {
-				t.Errorf("left: %s", filepath.Join(dir, e.Name()))
-			}
-		}
-		pids, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
-		if must(t, err); len(pids) > 0 {
-			t.Errorf("left in %s: %s", dir, pids)
-		}
+	if len(left) > 0 {
+		t.Errorf("left: %q", left)
 	}
 }
 
@@ -86,7 +41,7 @@ func (g podGroup) empty(t *testing.T) {
 // the pod's, in every hierarchy but that of devices.
 func (p *pod) grouped(t *testing.T) {
 	t.Helper()
-	leaf := path.Join(string(p.group), p.id)
+	leaf := path.Join(p.group.Path, p.id)
 	shims, err := p.bed.Shims()
 	must(t, err)
 	vms, err := p.bed.VMs()

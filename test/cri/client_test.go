@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/erofsvm/erofsvm/test/harness"
 	"github.com/erofsvm/erofsvm/test/harness/cni"
 	"github.com/erofsvm/erofsvm/test/harness/e2etest"
 )
@@ -136,7 +137,7 @@ type pod struct {
 	id      string
 	handler string
 	config  *cri.PodSandboxConfig
-	group   podGroup
+	group   *harness.PodCgroup
 }
 
 var serial int
@@ -158,7 +159,7 @@ func (r *runtime) pod(t *testing.T, handler string, change func(*cri.PodSandboxC
 		},
 	}}
 	p.group = r.podGroup(t, p.config.Metadata.Uid)
-	p.config.Linux.CgroupParent = string(p.group)
+	p.config.Linux.CgroupParent = p.group.Path
 	if change != nil {
 		change(p.config)
 	}
@@ -188,7 +189,7 @@ func (p *pod) remove(t *testing.T) {
 		t.Errorf("remove pod: %v", err)
 	}
 	p.id = ""
-	p.group.empty(t)
+	p.ungrouped(t)
 }
 
 func (p *pod) state(t *testing.T) cri.PodSandboxState {

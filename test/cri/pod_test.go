@@ -92,6 +92,9 @@ func testPod(t *testing.T, r *runtime, handler string) {
 	}
 	counted(t, app)
 	p.counted(t)
+	if handler != realPause && r.bed.Release() == harness.Releases[0] { // others do not export anything, nor is one without a network
+		p.exported(t)
+	}
 	p.grouped(t)
 	rotated(t, app)
 
@@ -209,6 +212,35 @@ func (p *pod) counted(t *testing.T) {
 	if linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() <= cpu || linux.GetMemory().GetWorkingSetBytes().GetValue() < memory+bare {
 		t.Errorf("the pod uses %v and %v, its containers %d ns and %d bytes", linux.GetCpu(), linux.GetMemory(), cpu, memory)
 	}
+}
+
+// exported looks at what a kubelet exports for Prometheus where it asks the CRI and not
+// its own cAdvisor. Containers have theirs by name.
+func (p *pod) exported(t *testing.T) {
+	t.Helper()
+	all, err := p.ListPodSandboxMetrics(step(t), &cri.ListPodSandboxMetricsRequest{})
+	if err != nil {
+		t.Fatalf("metrics: %v", err)
+	}
+	for _, one := range all.GetPodMetrics() {
+		if one.GetPodSandboxId() != p.id {
+			continue
+		}
+		for _, c := range one.GetContainerMetrics() {
+			values := map[string]uint64{}
+			for _, m := range c.GetMetrics() {
+				values[m.GetName()] = max(values[m.GetName()], m.GetValue().GetValue())
+			}
+			if values["container_cpu_usage_seconds_total"]+values["container_cpu_system_seconds_total"]+values["container_cpu_user_seconds_total"] == 0 && values["container_memory_working_set_bytes"] == 0 {
+				t.Errorf("container %s: %v", c.GetContainerId(), values)
+			}
+		}
+		if len(one.GetContainerMetrics()) < 3 || len(one.GetMetrics()) == 0 {
+			t.Errorf("%d metrics of the pod, and those of %d containers", len(one.GetMetrics()), len(one.GetContainerMetrics()))
+		}
+		return
+	}
+	t.Error("the pod has no metrics")
 }
 
 // rotated rotates the log as a kubelet does.

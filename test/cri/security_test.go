@@ -166,7 +166,7 @@ func (r *runtime) refused(t *testing.T, uid string, change func(*cri.NamespaceOp
 	options := &cri.NamespaceOption{Network: cri.NamespaceMode_POD, Pid: cri.NamespaceMode_CONTAINER}
 	change(options)
 	return &cri.LinuxPodSandboxConfig{
-		CgroupParent:    string(r.podGroup(t, "refused-"+uid)),
+		CgroupParent:    r.podGroup(t, "refused-"+uid).Path,
 		SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: options},
 	}
 }
