@@ -127,12 +127,13 @@ BENCH        := $(BUILD)/bench
 BENCH_REPORT := go -C test/bench/report run . -dir $(CURDIR)/$(BENCH)
 
 .PHONY: bench
-bench: guest-image images conformance-program ## a ctr run by phases, memory, layers, execs and their streams, runc beside, into .build/bench/report.md
+bench: guest-image images conformance-program ## a ctr run by phases, memory, layers, execs and their streams, pods, runc beside, into .build/bench/report.md
 	@test/setup/tools.sh fio runc iperf3
 	@$(ENV) go run ./test/bench -out $(BENCH)
 	@$(ENV) go run ./test/bench/disks -out $(BENCH)
 	@$(ENV) go run ./test/bench/execs -out $(BENCH)
 	@$(ENV) go run ./test/bench/network -out $(BENCH)
+	@$(ENV) go run ./test/bench/pods -out $(BENCH)
 	@$(ENV) $(CONFORMANCE) benchmarks
 	@$(ENV) $(BENCH_REPORT)
 

@@ -53,6 +53,7 @@ type Config struct {
 	Network     Network     `toml:"network"`
 	Rootfs      Rootfs      `toml:"rootfs"`
 	Mounts      Mounts      `toml:"mounts"`
+	Host        Host        `toml:"host"`
 	Annotations Annotations `toml:"annotations"`
 	Deadlines   Deadlines   `toml:"deadlines"`
 	Log         Log         `toml:"log"`
@@ -91,9 +92,16 @@ type Vsock struct {
 // Network configures how a pod's network gets into the guest.
 type Network struct {
 	Model    string `toml:"model"`
+	Host     string `toml:"host"`
 	Queues   int    `toml:"queues"`
 	VhostNet bool   `toml:"vhost_net"`
 }
+
+// The values of Network.Host.
+const (
+	HostNetworkRefuse   = "refuse"
+	HostNetworkLoopback = "loopback"
+)
 
 // Rootfs configures how layers become disks.
 type Rootfs struct {
@@ -120,6 +128,17 @@ const BindVirtioFS = "virtiofs"
 
 // EmptyDirGuest is the value of Mounts.EmptyDir that has emptyDirs live in the guest.
 const EmptyDirGuest = "guest"
+
+// Host configures what a VM is to its host.
+type Host struct {
+	Cgroup string `toml:"cgroup"`
+}
+
+// The values of Host.Cgroup.
+const (
+	CgroupPod     = "pod"
+	CgroupInherit = "inherit"
+)
 
 // Annotations configures what a pod may say about its own VM.
 type Annotations struct {
@@ -300,6 +319,7 @@ func (c *Config) Validate() error {
 	oneOf("vsock.backend", c.Vsock.Backend, "auto", "kernel", "vhost-user")
 	file("vsock.device_path", c.Vsock.DevicePath, false)
 	oneOf("network.model", c.Network.Model, "tap", "macvtap", "none")
+	oneOf("network.host", c.Network.Host, HostNetworkRefuse, HostNetworkLoopback)
 	between("network.queues", c.Network.Queues, 0, 32)
 	file("rootfs.mkfs_erofs", c.Rootfs.MkfsErofs, false)
 	file("rootfs.mkfs_ext4", c.Rootfs.MkfsExt4, false)
@@ -312,6 +332,7 @@ func (c *Config) Validate() error {
 	between("mounts.copy_files", c.Mounts.CopyFiles, 0, 1<<20)
 	oneOf("mounts.empty_dir", c.Mounts.EmptyDir, EmptyDirGuest, "bind")
 	between("mounts.empty_dir_mib", c.Mounts.EmptyDirMiB, 64, 1<<20)
+	oneOf("host.cgroup", c.Host.Cgroup, CgroupPod, CgroupInherit)
 	for _, pattern := range c.Annotations.Allowed {
 		if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
 			bad("annotations.allowed", "%q is no pattern such as \"io.erofsvm.hypervisor.*\"", pattern)

@@ -1,9 +1,11 @@
-// Package hostgroup puts a process of the host into a cgroup that a client of
-// containerd has made for a shim, so that the shim and the virtual machines that
-// it starts from then on are counted and limited there.
+// Package hostgroup puts a process of the host, and with it those that it starts
+// from then on, into a cgroup: Join into one that a client of containerd has made
+// for a shim, a Group into one that it makes for a sandbox. There they are counted,
+// and limited by what is above.
 //
-// It owns nothing and makes no cgroup. Its function may be called from any
-// goroutine.
+// It makes cgroups of version 1 and 2, by itself or, where the name asks for it, by
+// systemd, and removes them again; it sets no limit and never kills a process.
+// Its functions may be called from any goroutine.
 package hostgroup
 
 import (

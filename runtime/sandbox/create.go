@@ -221,6 +221,7 @@ func (s *Sandbox) admit(req *CreateRequest, spec *specs.Spec, guest guestspec.Re
 		}
 		s.machine = newMachine(s, cfg, identity{
 			id: req.ID, bundle: req.Bundle, hostname: spec.Hostname, netns: netnsOf(spec), pod: of.infra, begun: begun,
+			cgroup: cgroupOf(spec),
 		})
 		s.pod = of.pod
 		s.machine.launch()

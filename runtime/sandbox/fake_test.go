@@ -389,6 +389,7 @@ func newWorld(t *testing.T, agent *fakeAgent) *world {
 	t.Helper()
 	w := &world{agent: agent, events: &recorder{more: make(chan struct{})}, dir: t.TempDir(), config: configs.Default()}
 	w.config.StateDir, w.config.CacheDir = filepath.Join(w.dir, "state"), filepath.Join(w.dir, "cache")
+	w.config.Network.Host = configs.HostNetworkLoopback
 	w.config.Hypervisor.Path, w.config.Vsock.DevicePath = "true", "true"
 	w.vm = &fakeVM{agent: agent, done: make(chan struct{})}
 	w.Sandbox = New("ns", w.events, nil, log.L)

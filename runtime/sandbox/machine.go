@@ -23,6 +23,7 @@ import (
 	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/hypervisor/qemu"
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
+	"github.com/erofsvm/erofsvm/runtime/hostgroup"
 )
 
 // agentPort is the vsock port of the agent (agent-wire.md).
@@ -51,6 +52,7 @@ type machine struct {
 	layers layerNames
 	net    *podNetwork
 	watch  watcher
+	group  *hostgroup.Group // nil for none; final once the machine is ready
 	empty  emptyDirs
 
 	ctx    context.Context // ends with the VM
@@ -77,7 +79,8 @@ type identity struct {
 	bundle   string // holds the record
 	hostname string
 	netns    netns
-	pod      bool // there will be containers that have things in common
+	pod      bool   // there will be containers that have things in common
+	cgroup   string // of the host, for all that the sandbox has there; "" for the shim's
 	begun    time.Time
 }
 
@@ -141,8 +144,8 @@ func (m *machine) run() {
 
 // obtain boots a VM up to the point where its agent listens.
 func (m *machine) obtain(ctx context.Context) error {
-	// The record goes first, so that there is nothing that Cleanup cannot find.
-	if err := writeRecord(m.bundle, record{Dir: m.dir, NetNS: m.netns.path}); err != nil {
+	// With the record, so that there is nothing that Cleanup cannot find.
+	if err := m.enterCgroup(ctx); err != nil {
 		return err
 	}
 	if err := makeSandboxDir(m.dir); err != nil {
@@ -297,7 +300,7 @@ func (m *machine) spec() (qemu.Spec, error) {
 		Virtiofsd:    virtiofsd,
 		OnStarted: func(r qemu.Record) error {
 			m.qemuPid.Store(int64(r.QEMU.Pid))
-			return writeRecord(m.bundle, record{Dir: m.dir, VM: &r, NetNS: m.netns.path})
+			return m.record(&r)
 		},
 	}, nil
 }
@@ -398,7 +401,7 @@ func (m *machine) stop(ctx context.Context) error {
 	if err := waitFor(ctx, &m.tasks); err != nil {
 		return fmt.Errorf("goroutines of the virtual machine: %w", err)
 	}
-	if err := m.net.close(); err != nil {
+	if err := errors.Join(m.net.close(), m.leaveCgroup(ctx)); err != nil {
 		return err // as above
 	}
 	m.trace.phase("stop", begun)

@@ -54,6 +54,10 @@ func netnsOf(spec *specs.Spec) netns {
 	return netns{host: true}
 }
 
+// errHostNetwork is for people who read the event of a pod.
+var errHostNetwork = fmt.Errorf("the pod is to have the host's network (hostNetwork: true, or no network namespace in linux.namespaces), which a virtual machine cannot have: "+
+	"give it one of its own, or another runtime; with network.host = %q in the configuration it would get its loopback alone: %w", configs.HostNetworkLoopback, errdefs.ErrNotImplemented)
+
 // podNetwork is the network of a sandbox: what a namespace of the host has is in
 // the guest. The namespace is set by open and gone after close; what follows it
 // is changed by one goroutine at a time, who holds the turn.
@@ -88,6 +92,9 @@ func newPodNetwork(c configs.Config, logger *log.Entry) *podNetwork {
 func (n *podNetwork) open(at netns) (err error) {
 	switch {
 	case at.host:
+		if n.cfg.Host == configs.HostNetworkRefuse {
+			return errHostNetwork
+		}
 		n.log.Warn("the spec has no network namespace, which means the host's: the guest cannot have that, and gets its loopback alone")
 		return nil
 	case at.path == "":

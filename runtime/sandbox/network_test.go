@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/erofsvm/erofsvm/configs"
 	"github.com/erofsvm/erofsvm/test/need"
 )
 
@@ -206,6 +207,23 @@ func TestSandboxWithoutANetworkHasLoopbackAlone(t *testing.T) {
 			t.Errorf("%s: interfaces %q", name, w.vm.nics)
 		}
 		must(t, "close", w.Close(t.Context()))
+	}
+}
+
+// TestTheHostsNetworkIsRefused with an error for people who read a pod's events.
+func TestTheHostsNetworkIsRefused(t *testing.T) {
+	w := newWorld(t, newFakeAgent())
+	w.config.Network.Host = configs.HostNetworkRefuse
+	_, create := w.Create(t.Context(), w.request(t, "c", ""))
+	must(t, "pod", w.CreatePod(&PodRequest{ID: "pod", Bundle: w.request(t, "pod", "").Bundle, Config: w.config, HostNetwork: true}))
+	_, start := w.StartPod(t.Context(), "pod")
+	for _, err := range []error{create, start} {
+		if !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "hostNetwork") || !strings.Contains(err.Error(), "network.host") {
+			t.Errorf("%v", err)
+		}
+	}
+	if w.starts > 0 {
+		t.Errorf("%d VMs started", w.starts)
 	}
 }
 

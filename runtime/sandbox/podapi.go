@@ -17,8 +17,13 @@ type PodRequest struct {
 	// Bundle is where the record of the sandbox goes. There is no config.json.
 	Bundle   string
 	Hostname string
-	// NetNS is the path of the pod's network namespace, "" for the host's.
+	// NetNS is the path of the pod's network namespace, "" for a new one.
 	NetNS string
+	// HostNetwork says that the pod is to have the host's, whatever NetNS is.
+	HostNetwork bool
+	// Cgroup is that of the host that is to be made for the pod, "" for that of the
+	// shim.
+	Cgroup string
 	// Sysctls are those of the guest.
 	Sysctls map[string]string
 	// Mounts are for the containers of the pod that have none at these places.
@@ -72,7 +77,8 @@ func (s *Sandbox) CreatePod(req *PodRequest) error {
 	}
 	s.machine = newMachine(s, cfg, identity{
 		id: req.ID, bundle: req.Bundle, hostname: req.Hostname,
-		netns: netns{path: req.NetNS, host: req.NetNS == ""}, pod: true, begun: now,
+		netns: netns{path: req.NetNS, host: req.HostNetwork}, pod: true, begun: now,
+		cgroup: req.Cgroup,
 	})
 	s.machine.launch()
 	return nil

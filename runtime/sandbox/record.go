@@ -11,6 +11,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/hypervisor/qemu"
 	"github.com/erofsvm/erofsvm/network"
+	"github.com/erofsvm/erofsvm/runtime/hostgroup"
 )
 
 // recordName is the file in the bundle from which a later process finds what a
@@ -25,6 +26,8 @@ type record struct {
 	// NetNS is the path of the network namespace that has the devices of the VM,
 	// "" for one that goes with the VM.
 	NetNS string `json:"netns,omitempty"`
+	// Cgroup is that of the host that was made for the sandbox, "" if none was.
+	Cgroup string `json:"cgroup,omitempty"`
 }
 
 // writeRecord replaces the bundle's record atomically. It is read after a crash
@@ -58,8 +61,8 @@ func removeRecord(bundle string) error {
 }
 
 // Cleanup removes what the sandbox of a bundle left on the host when its shim
-// did not get to do so: the VM's processes, its sockets, its devices in the pod's
-// network namespace, the sandbox's directory. It returns the pid that the VM
+// did not get to do so: the VM's processes, its cgroup, its sockets, its devices in the
+// pod's network namespace, the sandbox's directory. It returns the pid that the VM
 // had, 0 if there was none. A bundle without a record, that of a member of a pod
 // or one already cleaned, is no error and touches nothing.
 func Cleanup(ctx context.Context, bundle string) (pid int, err error) {
@@ -79,6 +82,11 @@ func Cleanup(ctx context.Context, bundle string) (pid int, err error) {
 		pid = r.VM.QEMU.Pid
 		if err := qemu.Cleanup(ctx, *r.VM); err != nil {
 			errs = append(errs, fmt.Errorf("end the virtual machine: %w", err))
+		}
+	}
+	if r.Cgroup != "" { // empty by now
+		if err := hostgroup.Remove(ctx, r.Cgroup); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	if r.NetNS != "" {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 
@@ -38,6 +39,24 @@ func podConfig(packed *anypb.Any) (*cri.PodSandboxConfig, error) {
 	return config, nil
 }
 
+// hostNetwork says whether a pod is to have the network of its host.
+func hostNetwork(pod *cri.PodSandboxConfig) bool {
+	return pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == cri.NamespaceMode_NODE
+}
+
+// cgroup is that of a pod below the one that its kubelet has made for it, by the name
+// that containerd's CRI plugin gives to that of a pause container (getCgroupsPath of
+// internal/cri/server/podsandbox).
+func cgroup(parent, id string) string {
+	if parent == "" {
+		return ""
+	}
+	if slice := path.Base(parent); strings.HasSuffix(slice, ".slice") {
+		return slice + ":cri-containerd:" + id // for systemd
+	}
+	return path.Join(parent, id)
+}
+
 // writeFiles makes the files in /etc that a kubelet and its runtime keep for a
 // pod, in the bundle, and returns the mounts of them. They are what containerd's
 // CRI plugin makes for pods with a pause container
@@ -58,11 +77,11 @@ func writeFiles(bundle, hostname string, dns *cri.DNSConfig) ([]specs.Mount, err
 	}{
 		{"hostname", []byte(hostname + "\n")}, {"hosts", hosts}, {"resolv.conf", resolv},
 	} {
-		path := filepath.Join(bundle, f.name)
-		if err := os.WriteFile(path, f.content, 0o644); err != nil {
+		file := filepath.Join(bundle, f.name)
+		if err := os.WriteFile(file, f.content, 0o644); err != nil {
 			return nil, fmt.Errorf("/etc/%s of the pod: %w", f.name, err)
 		}
-		mounts = append(mounts, specs.Mount{Destination: "/etc/" + f.name, Type: "bind", Source: path, Options: []string{"rbind"}})
+		mounts = append(mounts, specs.Mount{Destination: "/etc/" + f.name, Type: "bind", Source: file, Options: []string{"rbind"}})
 	}
 	return mounts, nil
 }

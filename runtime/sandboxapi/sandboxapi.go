@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"time"
 
+	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/errdefs"
@@ -23,8 +24,6 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/erofsvm/erofsvm/agentclient/pb"
-	"github.com/erofsvm/erofsvm/runtime/metrics"
 	"github.com/erofsvm/erofsvm/runtime/options"
 	"github.com/erofsvm/erofsvm/runtime/rpcstatus"
 	"github.com/erofsvm/erofsvm/runtime/sandbox"
@@ -45,7 +44,7 @@ type Pods interface {
 	WaitPod(ctx context.Context, id string) (sandbox.Exit, error)
 	StopPod(ctx context.Context, id string) error
 	RemovePod(ctx context.Context, id string) error
-	PodStats(ctx context.Context) (*pb.StatsContainerResponse, error)
+	PodMetrics(ctx context.Context) (*stats.Metrics, error)
 }
 
 // Service is the Sandbox service of one shim.
@@ -109,8 +108,8 @@ func (s *Service) request(r *sandboxapi.CreateSandboxRequest) (*sandbox.PodReque
 		return nil, err
 	}
 	return &sandbox.PodRequest{
-		ID: r.SandboxID, Bundle: r.BundlePath, Hostname: hostname, NetNS: r.NetnsPath,
-		Sysctls: pod.GetLinux().GetSysctls(), Mounts: mounts, Config: config, Annotations: pod.GetAnnotations(),
+		ID: r.SandboxID, Bundle: r.BundlePath, Hostname: hostname, NetNS: r.NetnsPath, HostNetwork: hostNetwork(pod),
+		Cgroup: cgroup(pod.GetLinux().GetCgroupParent(), r.SandboxID), Sysctls: pod.GetLinux().GetSysctls(), Mounts: mounts, Config: config, Annotations: pod.GetAnnotations(),
 	}, nil
 }
 
@@ -201,8 +200,8 @@ func (s *Service) ShutdownSandbox(ctx context.Context, r *sandboxapi.ShutdownSan
 	return &sandboxapi.ShutdownSandboxResponse{}, nil
 }
 
-// SandboxMetrics returns what the containers of the pod use together, as
-// io.containerd.cgroups.v2.Metrics.
+// SandboxMetrics returns what the pod costs the host, or if it has no cgroup there
+// what its containers use together, as io.containerd.cgroups.v2.Metrics.
 func (s *Service) SandboxMetrics(ctx context.Context, r *sandboxapi.SandboxMetricsRequest) (*sandboxapi.SandboxMetricsResponse, error) {
 	packed, err := s.metrics(ctx, r.SandboxID)
 	if err != nil {
@@ -217,11 +216,11 @@ func (s *Service) metrics(ctx context.Context, id string) (*anypb.Any, error) {
 	if _, err := s.pods.Pod(id); err != nil {
 		return nil, err
 	}
-	stats, err := s.pods.PodStats(ctx)
+	used, err := s.pods.PodMetrics(ctx)
 	if err != nil {
 		return nil, err
 	}
-	packed, err := typeurl.MarshalAnyToProto(metrics.Of(stats))
+	packed, err := typeurl.MarshalAnyToProto(used)
 	if err != nil {
 		return nil, fmt.Errorf("statistics of pod %s: %w", id, err)
 	}

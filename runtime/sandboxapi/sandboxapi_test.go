@@ -22,7 +22,6 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/runtime/sandbox"
 )
 
@@ -55,8 +54,8 @@ func (f *fakePods) WaitPod(context.Context, string) (sandbox.Exit, error) { retu
 func (f *fakePods) StopPod(_ context.Context, id string) error   { return f.called("stop", id) }
 func (f *fakePods) RemovePod(_ context.Context, id string) error { return f.called("remove", id) }
 
-func (f *fakePods) PodStats(context.Context) (*pb.StatsContainerResponse, error) {
-	return &pb.StatsContainerResponse{CgroupStats: &pb.CgroupStats{PidsStats: &pb.PidsStats{Current: 5}}}, f.err
+func (f *fakePods) PodMetrics(context.Context) (*cgroups.Metrics, error) {
+	return &cgroups.Metrics{Pids: &cgroups.PidsStat{Current: 5}}, f.err
 }
 
 // packed packs a message as containerd does, whose type URLs have no prefix.
@@ -115,8 +114,20 @@ func TestAPodOfWhichNothingIsSaidHasTheHostsNames(t *testing.T) {
 	if _, err := New(pods, nil, func() {}).CreateSandbox(t.Context(), &sandboxapi.CreateSandboxRequest{SandboxID: "pod", BundlePath: t.TempDir()}); err != nil {
 		t.Fatal(err)
 	}
-	if name, err := os.Hostname(); err != nil || pods.request.Hostname != name {
-		t.Errorf("hostname %q, %v", pods.request.Hostname, err)
+	if name, err := os.Hostname(); err != nil || pods.request.Hostname != name || pods.request.HostNetwork {
+		t.Errorf("%+v, %v", pods.request, err)
+	}
+}
+
+func TestAPodInTheHostsNetworkIsCalledOne(t *testing.T) {
+	pods := &fakePods{}
+	_, err := New(pods, nil, func() {}).CreateSandbox(t.Context(), &sandboxapi.CreateSandboxRequest{
+		SandboxID: "pod", BundlePath: t.TempDir(), Options: packed(t, &cri.PodSandboxConfig{Linux: &cri.LinuxPodSandboxConfig{
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}},
+		}}),
+	})
+	if err != nil || !pods.request.HostNetwork {
+		t.Errorf("%+v, %v", pods.request, err)
 	}
 }
 
@@ -144,6 +155,23 @@ func TestWhatAPodCannotBeIsRefusedByName(t *testing.T) {
 		_, err := New(pods, tc.options, func() {}).CreateSandbox(t.Context(), tc.request)
 		if err := errgrpc.ToNative(err); !tc.class(err) || !strings.Contains(fmt.Sprint(err), tc.says) || len(pods.calls) > 0 {
 			t.Errorf("%s: %v, %q", tc.says, err, pods.calls)
+		}
+	}
+}
+
+// TestThePodsCgroupIsBelowThatOfItsKubelet, whose driver is cgroupfs or systemd.
+func TestThePodsCgroupIsBelowThatOfItsKubelet(t *testing.T) {
+	for parent, want := range map[string]string{
+		"":                                    "",
+		"/kubepods/burstable/pod1":            "/kubepods/burstable/pod1/pod",
+		"/kubepods.slice/kubepods-pod1.slice": "kubepods-pod1.slice:cri-containerd:pod",
+	} {
+		pods := &fakePods{}
+		_, err := New(pods, nil, func() {}).CreateSandbox(t.Context(), &sandboxapi.CreateSandboxRequest{
+			SandboxID: "pod", BundlePath: t.TempDir(), Options: packed(t, &cri.PodSandboxConfig{Linux: &cri.LinuxPodSandboxConfig{CgroupParent: parent}}),
+		})
+		if err != nil || pods.request.Cgroup != want {
+			t.Errorf("%q: %q, %v, want %q", parent, pods.request.Cgroup, err, want)
 		}
 	}
 }

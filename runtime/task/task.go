@@ -28,6 +28,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/erofsvm/erofsvm/configs"
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/runtime/guestspec"
 	"github.com/erofsvm/erofsvm/runtime/hostgroup"
@@ -129,6 +130,8 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 	// Before the VM is started, which is in the shim's cgroup.
 	group, err := options.ShimGroup(r.Options)
 	if err == nil && group != "" {
+		// The client has chosen, whatever the OCI spec says.
+		config.Host.Cgroup = configs.CgroupInherit
 		err = hostgroup.Join(os.Getpid(), group)
 	}
 	if err != nil {

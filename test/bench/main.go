@@ -26,24 +26,18 @@ func main() {
 	out := flag.String("out", ".build/bench", "folder for results.json and results.md")
 	runs := flag.Int("runs", 5, "runs of each measurement, 0 for memory alone")
 	image := flag.String("image", "first-light", "archive in .build/images to run")
-	pods := flag.String("pods", "1,5,10", "how many idle pods to have at once, to see what one more costs")
 	flag.Parse()
-	counts, err := parseCounts(*pods)
-	if err != nil {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(2)
-	}
 	if *runs < 0 || flag.NArg() > 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
-	if err := bench(ctx, *out, *image, *runs, counts); err != nil {
+	if err := bench(ctx, *out, *image, *runs); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func bench(ctx context.Context, out, archive string, runs int, pods []int) (err error) {
+func bench(ctx context.Context, out, archive string, runs int) (err error) {
 	tree, err := harness.FindTree()
 	if err != nil {
 		return err
@@ -81,9 +75,6 @@ func bench(ctx context.Context, out, archive string, runs int, pods []int) (err 
 	}
 	fmt.Println("memory")
 	if err := b.memory(ctx); err != nil {
-		return err
-	}
-	if err := b.density(ctx, pods); err != nil {
 		return err
 	}
 	for i := range runs {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -28,27 +27,5 @@ func TestFieldReadsWhatProcWrites(t *testing.T) {
 	}
 	if _, err := field(text, "Rss:"); err == nil {
 		t.Error("a field that is not there was found")
-	}
-}
-
-func TestTheSlopeIsWhatOneMorePodCosts(t *testing.T) {
-	counts := []int{1, 5, 11}
-	sums := []map[string]int64{{"all": 300}, {"all": 1000}, {"all": 2300}}
-	if got := slope(counts, sums); got["all"] != 200 || len(got) != 1 {
-		t.Errorf("%v, want 200", got)
-	}
-	if got := slope(counts[:1], sums[:1]); len(got) != 0 {
-		t.Errorf("of one point: %v", got)
-	}
-}
-
-func TestCountsOfPodsAscend(t *testing.T) {
-	if got, err := parseCounts("1,5,10"); err != nil || !slices.Equal(got, []int{1, 5, 10}) {
-		t.Errorf("%v, %v", got, err)
-	}
-	for _, text := range []string{"", "0", "5,1", "2,2", "1,x"} {
-		if got, err := parseCounts(text); err == nil {
-			t.Errorf("%q: %v", text, got)
-		}
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/erofsvm/erofsvm/test/harness"
 	"github.com/erofsvm/erofsvm/test/harness/cni"
 	"github.com/erofsvm/erofsvm/test/harness/e2etest"
 )
@@ -136,6 +137,7 @@ type pod struct {
 	id      string
 	handler string
 	config  *cri.PodSandboxConfig
+	group   *harness.PodCgroup
 }
 
 var serial int
@@ -156,6 +158,8 @@ func (r *runtime) pod(t *testing.T, handler string, change func(*cri.PodSandboxC
 			}},
 		},
 	}}
+	p.group = r.podGroup(t, p.config.Metadata.Uid)
+	p.config.Linux.CgroupParent = p.group.Path
 	if change != nil {
 		change(p.config)
 	}
@@ -185,6 +189,7 @@ func (p *pod) remove(t *testing.T) {
 		t.Errorf("remove pod: %v", err)
 	}
 	p.id = ""
+	p.ungrouped(t)
 }
 
 func (p *pod) state(t *testing.T) cri.PodSandboxState {

@@ -46,6 +46,10 @@ func releases() []string {
 	return harness.Releases[:1]
 }
 
+// grouped puts each pod into its cgroup, which is the default of the runtime but not of
+// the tests.
+func grouped(c harness.ShimConfig) { c.Set("host", "cgroup", "pod") }
+
 // startCRI starts a containerd for the test, with the images in it, on a node of
 // its own: the bridge of its pods is not the host's.
 func startCRI(t *testing.T, release string) *runtime {
@@ -66,13 +70,13 @@ func startCRI(t *testing.T, release string) *runtime {
 	bed := e2etest.Own(t, harness.Options{Release: release, Enter: node.Do, CRI: &harness.CRI{
 		Pause: image.Pause, Plugins: node.Plugins(), Network: list,
 		Handlers: map[string]harness.Handler{
-			podsandbox: {Sandboxer: "podsandbox"},
-			sandboxAPI: {Sandboxer: "shim"},
+			podsandbox: {Sandboxer: "podsandbox", ShimConfig: grouped},
+			sandboxAPI: {Sandboxer: "shim", ShimConfig: grouped},
 			realPause: {Sandboxer: "podsandbox", ShimConfig: func(c harness.ShimConfig) {
-				c.Set("guest", "pause", "run")
+				grouped(c.Set("guest", "pause", "run").Set("network", "host", "loopback"))
 			}},
 			virtioFS: {Sandboxer: "shim", ShimConfig: func(c harness.ShimConfig) {
-				c.Set("mounts", "bind", "virtiofs").Set("mounts", "virtiofsd", tree.Virtiofsd())
+				grouped(c.Set("mounts", "bind", "virtiofs").Set("mounts", "virtiofsd", tree.Virtiofsd()))
 			}},
 		},
 	}})

@@ -46,10 +46,13 @@ func testHandler(t *testing.T, r *runtime, handler string) {
 		return
 	}
 	t.Run("the VM dies", func(t *testing.T) { testVMDeath(t, r, handler) })
+	t.Run("the shim dies", func(t *testing.T) { testShimDeath(t, r, handler) })
 	t.Run("containerd restarts", func(t *testing.T) { testRestart(t, r, handler) })
 	if r.bed.Release() != harness.Releases[0] || handler == realPause {
 		return // nothing of theirs is in what follows
 	}
+	t.Run("security contexts", func(t *testing.T) { testSecurity(t, r, handler) })
+	t.Run("refusals", func(t *testing.T) { testRefusals(t, r, handler) })
 	t.Run("streams", func(t *testing.T) { testStreams(t, r, handler) })
 	t.Run("ten containers", func(t *testing.T) { testMany(t, r, handler, 10) })
 }
@@ -88,11 +91,11 @@ func testPod(t *testing.T, r *runtime, handler string) {
 		reached(t, app)
 	}
 	counted(t, app)
-	if handler == sandboxAPI && r.bed.Release() == harness.Releases[0] {
-		// Others, and pods with a pause container, are counted by a cgroup that the
-		// kubelet makes.
-		p.counted(t)
+	p.counted(t)
+	if handler != realPause && r.bed.Release() == harness.Releases[0] { // others do not export anything, nor is one without a network
+		p.exported(t)
 	}
+	p.grouped(t)
 	rotated(t, app)
 
 	side.sh(t, "touch /tmp/die")
@@ -196,9 +199,48 @@ func (p *pod) counted(t *testing.T) {
 		t.Fatalf("statistics of the pod: %v", err)
 	}
 	linux := s.GetStats().GetLinux()
-	if linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() == 0 || linux.GetMemory().GetWorkingSetBytes().GetValue() == 0 || len(linux.GetContainers()) < 3 {
-		t.Errorf("statistics of the pod: %v", linux)
+	var cpu, memory uint64
+	for _, c := range linux.GetContainers() {
+		cpu += c.GetCpu().GetUsageCoreNanoSeconds().GetValue()
+		memory += c.GetMemory().GetWorkingSetBytes().GetValue()
 	}
+	if len(linux.GetContainers()) < 3 || cpu == 0 || memory == 0 {
+		t.Errorf("statistics of its containers: %v", linux.GetContainers())
+	}
+	// It costs what QEMU and the guest's kernel take, too.
+	const bare = 64 << 20
+	if linux.GetCpu().GetUsageCoreNanoSeconds().GetValue() <= cpu || linux.GetMemory().GetWorkingSetBytes().GetValue() < memory+bare {
+		t.Errorf("the pod uses %v and %v, its containers %d ns and %d bytes", linux.GetCpu(), linux.GetMemory(), cpu, memory)
+	}
+}
+
+// exported looks at what a kubelet exports for Prometheus where it asks the CRI and not
+// its own cAdvisor. Containers have theirs by name.
+func (p *pod) exported(t *testing.T) {
+	t.Helper()
+	all, err := p.ListPodSandboxMetrics(step(t), &cri.ListPodSandboxMetricsRequest{})
+	if err != nil {
+		t.Fatalf("metrics: %v", err)
+	}
+	for _, one := range all.GetPodMetrics() {
+		if one.GetPodSandboxId() != p.id {
+			continue
+		}
+		for _, c := range one.GetContainerMetrics() {
+			values := map[string]uint64{}
+			for _, m := range c.GetMetrics() {
+				values[m.GetName()] = max(values[m.GetName()], m.GetValue().GetValue())
+			}
+			if values["container_cpu_usage_seconds_total"]+values["container_cpu_system_seconds_total"]+values["container_cpu_user_seconds_total"] == 0 && values["container_memory_working_set_bytes"] == 0 {
+				t.Errorf("container %s: %v", c.GetContainerId(), values)
+			}
+		}
+		if len(one.GetContainerMetrics()) < 3 || len(one.GetMetrics()) == 0 {
+			t.Errorf("%d metrics of the pod, and those of %d containers", len(one.GetMetrics()), len(one.GetContainerMetrics()))
+		}
+		return
+	}
+	t.Error("the pod has no metrics")
 }
 
 // rotated rotates the log as a kubelet does.

@@ -103,9 +103,11 @@ func (c ShimConfig) Write(path string) error {
 	return writeTOML(path, c)
 }
 
-// shimConfig is the configuration of a private containerd's shim.
+// shimConfig is the configuration of a private containerd's shim. What descends from
+// that containerd is found by its cgroup, which shims shall not leave unless a test
+// has made another below it.
 func shimConfig(t Tree, d dirs) ShimConfig {
-	return BuiltConfig(t, d.sandboxes, d.cache).Set("debug", "trace_dir", d.traces)
+	return BuiltConfig(t, d.sandboxes, d.cache).Set("debug", "trace_dir", d.traces).Set("host", "cgroup", "inherit")
 }
 
 // BuiltConfig points the runtime to what the tree has built. state is the

@@ -317,6 +317,10 @@ func (c *Containerd) Socket() string { return c.dirs.socket }
 // Client talks to this containerd, in Namespace.
 func (c *Containerd) Client() *client.Client { return c.client }
 
+// Cgroup is the path of the cgroup in the hierarchy of version 2 that everything is in
+// that descends from the daemon. Cgroups of tests lie below it, so that this stays so.
+func (c *Containerd) Cgroup() string { return "/" + filepath.Base(c.group.dir) }
+
 // Release is the release that runs.
 func (c *Containerd) Release() string { return c.options.Release }
 

@@ -41,12 +41,13 @@ done
 part debs base/debs "debs.sh base.sh" "base"
 part qemu7 qemu7 "qemu.sh" "patchelf"
 part cni cni "cni.sh" "patchelf"
+part systemd systemd "systemd.sh"
 part protoc protoc "protoc.sh" "patchelf"
 part fio fio "fio.sh" "patchelf"
 part iperf3 iperf3 "iperf3.sh"
 part runc runc "runc.sh" "go patchelf"
 DEFAULT=(go patchelf qemu kernel vhost-device-vsock virtiofsd base buildroot erofs-utils seccomp
-	containerd-2.4.2 containerd-2.3.7 containerd-2.2.9 debs qemu7 cni)
+	containerd-2.4.2 containerd-2.3.7 containerd-2.2.9 debs qemu7 cni systemd)
 
 # stamp_of <part>: the first line of the stamp that a current part carries.
 stamp_of() {
