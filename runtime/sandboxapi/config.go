@@ -12,7 +12,8 @@ import (
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
-	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/erofsvm/erofsvm/runtime/sandboxapi/podconfig"
 )
 
 // maxFile bounds a file of the host that the containers of a pod get a copy of,
@@ -21,19 +22,12 @@ const maxFile = 1 << 20
 
 // podConfig unpacks the options of a sandbox. Without any, it is a pod of which
 // nothing is said.
-func podConfig(packed *anypb.Any) (*cri.PodSandboxConfig, error) {
-	config := &cri.PodSandboxConfig{}
-	if packed.GetTypeUrl() == "" {
-		return config, nil
-	}
-	if !packed.MessageIs(config) {
-		return nil, fmt.Errorf("options of type %.100q are not understood, want %s: %w",
-			packed.GetTypeUrl(), config.ProtoReflect().Descriptor().FullName(), errdefs.ErrInvalidArgument)
-	}
-	if err := packed.UnmarshalTo(config); err != nil {
+func podConfig(packed *anypb.Any) (*podconfig.PodSandboxConfig, error) {
+	config, err := podconfig.Unpack(packed)
+	if err != nil {
 		return nil, fmt.Errorf("options: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
-	if users := config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions(); users != nil && users.GetMode() == cri.NamespaceMode_POD {
+	if users := config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions(); users != nil && users.GetMode() == podconfig.NamespaceMode_POD {
 		return nil, fmt.Errorf("linux.security_context.namespace_options.userns_options: a user namespace is not made in the guest: the virtual machine is the boundary: %w", errdefs.ErrNotImplemented)
 	}
 	return config, nil
@@ -61,7 +55,7 @@ func cgroup(parent, id string) string {
 // pod, in the bundle, and returns the mounts of them. They are what containerd's
 // CRI plugin makes for pods with a pause container
 // (internal/cri/server/podsandbox, setupSandboxFiles).
-func writeFiles(bundle, hostname string, dns *cri.DNSConfig) ([]specs.Mount, error) {
+func writeFiles(bundle, hostname string, dns *podconfig.DNSConfig) ([]specs.Mount, error) {
 	hosts, err := readHost("/etc/hosts")
 	if err != nil {
 		return nil, err
@@ -88,7 +82,7 @@ func writeFiles(bundle, hostname string, dns *cri.DNSConfig) ([]specs.Mount, err
 
 // resolvConf is a resolv.conf(5), or that of the host if the pod says nothing of
 // its own.
-func resolvConf(dns *cri.DNSConfig) ([]byte, error) {
+func resolvConf(dns *podconfig.DNSConfig) ([]byte, error) {
 	if dns == nil {
 		return readHost("/etc/resolv.conf")
 	}

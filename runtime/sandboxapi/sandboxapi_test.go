@@ -23,6 +23,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/erofsvm/erofsvm/runtime/sandbox"
+	"github.com/erofsvm/erofsvm/runtime/sandboxapi/podconfig"
 )
 
 // fakePods stands for a sandbox, whose VM it does not have.
@@ -261,7 +262,7 @@ func FuzzResolvConf(f *testing.F) {
 	f.Add("192.0.2.1", "example", "ndots:5")
 	f.Add("a\nnameserver b", "", "x y")
 	f.Fuzz(func(t *testing.T, server, search, option string) {
-		text, err := resolvConf(&cri.DNSConfig{Servers: []string{server}, Searches: []string{search}, Options: []string{option}})
+		text, err := resolvConf(&podconfig.DNSConfig{Servers: []string{server}, Searches: []string{search}, Options: []string{option}})
 		if err == nil && strings.Count(string(text), "\n") != 3 {
 			t.Errorf("%q", text)
 		}
