@@ -14,18 +14,14 @@ import (
 
 	"github.com/erofsvm/erofsvm/configs"
 	"github.com/erofsvm/erofsvm/runtime/hostgroup"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // hostCgroup is the name of a cgroup that can be made here. Its parents are removed at
 // the end of the test, if it is gone by then.
 func hostCgroup(t *testing.T) string {
 	t.Helper()
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("not root, who makes cgroups")
-		}
-		t.Skip("not root, who makes cgroups")
-	}
+	need.Root(t, "to make cgroups")
 	parent := fmt.Sprintf("/erofsvm-test-%d", os.Getpid())
 	t.Cleanup(func() {
 		if err := hostgroup.Remove(context.WithoutCancel(t.Context()), parent); err != nil {

@@ -34,8 +34,8 @@ func podConfig(packed *anypb.Any) (*podconfig.PodSandboxConfig, error) {
 }
 
 // hostNetwork says whether a pod is to have the network of its host.
-func hostNetwork(pod *cri.PodSandboxConfig) bool {
-	return pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == cri.NamespaceMode_NODE
+func hostNetwork(pod *podconfig.PodSandboxConfig) bool {
+	return pod.GetLinux().GetSecurityContext().GetNamespaceOptions().GetNetwork() == podconfig.NamespaceMode_NODE
 }
 
 // cgroup is that of a pod below the one that its kubelet has made for it, by the name

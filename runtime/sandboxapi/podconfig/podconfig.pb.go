@@ -208,6 +208,7 @@ func (x *DNSConfig) GetOptions() []string {
 
 type LinuxPodSandboxConfig struct {
 	state           protoimpl.MessageState       `protogen:"open.v1"`
+	CgroupParent    string                       `protobuf:"bytes,1,opt,name=cgroup_parent,json=cgroupParent,proto3" json:"cgroup_parent,omitempty"`
 	SecurityContext *LinuxSandboxSecurityContext `protobuf:"bytes,2,opt,name=security_context,json=securityContext,proto3" json:"security_context,omitempty"`
 	Sysctls         map[string]string            `protobuf:"bytes,3,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields   protoimpl.UnknownFields
@@ -242,6 +243,13 @@ func (x *LinuxPodSandboxConfig) ProtoReflect() protoreflect.Message {
 // Deprecated: Use LinuxPodSandboxConfig.ProtoReflect.Descriptor instead.
 func (*LinuxPodSandboxConfig) Descriptor() ([]byte, []int) {
 	return file_github_com_erofsvm_erofsvm_runtime_sandboxapi_podconfig_podconfig_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *LinuxPodSandboxConfig) GetCgroupParent() string {
+	if x != nil {
+		return x.CgroupParent
+	}
+	return ""
 }
 
 func (x *LinuxPodSandboxConfig) GetSecurityContext() *LinuxSandboxSecurityContext {
@@ -304,6 +312,7 @@ func (x *LinuxSandboxSecurityContext) GetNamespaceOptions() *NamespaceOption {
 
 type NamespaceOption struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Network       NamespaceMode          `protobuf:"varint,1,opt,name=network,proto3,enum=erofsvm.runtime.podconfig.NamespaceMode" json:"network,omitempty"`
 	UsernsOptions *UserNamespace         `protobuf:"bytes,5,opt,name=userns_options,json=usernsOptions,proto3" json:"userns_options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -337,6 +346,13 @@ func (x *NamespaceOption) ProtoReflect() protoreflect.Message {
 // Deprecated: Use NamespaceOption.ProtoReflect.Descriptor instead.
 func (*NamespaceOption) Descriptor() ([]byte, []int) {
 	return file_github_com_erofsvm_erofsvm_runtime_sandboxapi_podconfig_podconfig_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *NamespaceOption) GetNetwork() NamespaceMode {
+	if x != nil {
+		return x.Network
+	}
+	return NamespaceMode_POD
 }
 
 func (x *NamespaceOption) GetUsernsOptions() *UserNamespace {
@@ -407,16 +423,18 @@ const file_github_com_erofsvm_erofsvm_runtime_sandboxapi_podconfig_podconfig_pro
 	"\tDNSConfig\x12\x18\n" +
 	"\aservers\x18\x01 \x03(\tR\aservers\x12\x1a\n" +
 	"\bsearches\x18\x02 \x03(\tR\bsearches\x12\x18\n" +
-	"\aoptions\x18\x03 \x03(\tR\aoptions\"\x8f\x02\n" +
-	"\x15LinuxPodSandboxConfig\x12a\n" +
+	"\aoptions\x18\x03 \x03(\tR\aoptions\"\xb4\x02\n" +
+	"\x15LinuxPodSandboxConfig\x12#\n" +
+	"\rcgroup_parent\x18\x01 \x01(\tR\fcgroupParent\x12a\n" +
 	"\x10security_context\x18\x02 \x01(\v26.erofsvm.runtime.podconfig.LinuxSandboxSecurityContextR\x0fsecurityContext\x12W\n" +
 	"\asysctls\x18\x03 \x03(\v2=.erofsvm.runtime.podconfig.LinuxPodSandboxConfig.SysctlsEntryR\asysctls\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"v\n" +
 	"\x1bLinuxSandboxSecurityContext\x12W\n" +
-	"\x11namespace_options\x18\x01 \x01(\v2*.erofsvm.runtime.podconfig.NamespaceOptionR\x10namespaceOptions\"b\n" +
-	"\x0fNamespaceOption\x12O\n" +
+	"\x11namespace_options\x18\x01 \x01(\v2*.erofsvm.runtime.podconfig.NamespaceOptionR\x10namespaceOptions\"\xa6\x01\n" +
+	"\x0fNamespaceOption\x12B\n" +
+	"\anetwork\x18\x01 \x01(\x0e2(.erofsvm.runtime.podconfig.NamespaceModeR\anetwork\x12O\n" +
 	"\x0euserns_options\x18\x05 \x01(\v2(.erofsvm.runtime.podconfig.UserNamespaceR\rusernsOptions\"M\n" +
 	"\rUserNamespace\x12<\n" +
 	"\x04mode\x18\x01 \x01(\x0e2(.erofsvm.runtime.podconfig.NamespaceModeR\x04mode*=\n" +
@@ -459,13 +477,14 @@ var file_github_com_erofsvm_erofsvm_runtime_sandboxapi_podconfig_podconfig_proto
 	4, // 3: erofsvm.runtime.podconfig.LinuxPodSandboxConfig.security_context:type_name -> erofsvm.runtime.podconfig.LinuxSandboxSecurityContext
 	8, // 4: erofsvm.runtime.podconfig.LinuxPodSandboxConfig.sysctls:type_name -> erofsvm.runtime.podconfig.LinuxPodSandboxConfig.SysctlsEntry
 	5, // 5: erofsvm.runtime.podconfig.LinuxSandboxSecurityContext.namespace_options:type_name -> erofsvm.runtime.podconfig.NamespaceOption
-	6, // 6: erofsvm.runtime.podconfig.NamespaceOption.userns_options:type_name -> erofsvm.runtime.podconfig.UserNamespace
-	0, // 7: erofsvm.runtime.podconfig.UserNamespace.mode:type_name -> erofsvm.runtime.podconfig.NamespaceMode
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	0, // 6: erofsvm.runtime.podconfig.NamespaceOption.network:type_name -> erofsvm.runtime.podconfig.NamespaceMode
+	6, // 7: erofsvm.runtime.podconfig.NamespaceOption.userns_options:type_name -> erofsvm.runtime.podconfig.UserNamespace
+	0, // 8: erofsvm.runtime.podconfig.UserNamespace.mode:type_name -> erofsvm.runtime.podconfig.NamespaceMode
+	9, // [9:9] is the sub-list for method output_type
+	9, // [9:9] is the sub-list for method input_type
+	9, // [9:9] is the sub-list for extension type_name
+	9, // [9:9] is the sub-list for extension extendee
+	0, // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_github_com_erofsvm_erofsvm_runtime_sandboxapi_podconfig_podconfig_proto_init() }

@@ -56,9 +56,9 @@ func TestUnpackReadsWhatContainerdPacks(t *testing.T) {
 		Metadata: &cri.PodSandboxMetadata{Name: "not read", Uid: "u"}, Hostname: "h",
 		DnsConfig:   &cri.DNSConfig{Servers: []string{"192.0.2.1"}, Searches: []string{"a", "b"}, Options: []string{"ndots:5"}},
 		Annotations: map[string]string{"k": "v"},
-		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: "not read", Sysctls: map[string]string{"net.x": "1"},
+		Linux: &cri.LinuxPodSandboxConfig{CgroupParent: "/pod1", Sysctls: map[string]string{"net.x": "1"},
 			SecurityContext: &cri.LinuxSandboxSecurityContext{Privileged: true,
-				NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_NODE, UsernsOptions: &cri.UserNamespace{Mode: cri.NamespaceMode_NODE}}}},
+				NamespaceOptions: &cri.NamespaceOption{Pid: cri.NamespaceMode_NODE, Network: cri.NamespaceMode_NODE, UsernsOptions: &cri.UserNamespace{Mode: cri.NamespaceMode_NODE}}}},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -71,8 +71,8 @@ func TestUnpackReadsWhatContainerdPacks(t *testing.T) {
 		Hostname:    "h",
 		DnsConfig:   &DNSConfig{Servers: []string{"192.0.2.1"}, Searches: []string{"a", "b"}, Options: []string{"ndots:5"}},
 		Annotations: map[string]string{"k": "v"},
-		Linux: &LinuxPodSandboxConfig{Sysctls: map[string]string{"net.x": "1"},
-			SecurityContext: &LinuxSandboxSecurityContext{NamespaceOptions: &NamespaceOption{UsernsOptions: &UserNamespace{Mode: NamespaceMode_NODE}}}},
+		Linux: &LinuxPodSandboxConfig{CgroupParent: "/pod1", Sysctls: map[string]string{"net.x": "1"},
+			SecurityContext: &LinuxSandboxSecurityContext{NamespaceOptions: &NamespaceOption{Network: NamespaceMode_NODE, UsernsOptions: &UserNamespace{Mode: NamespaceMode_NODE}}}},
 	}
 	if !proto.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
