@@ -19,12 +19,14 @@ func TestMain(m *testing.M) {
 }
 
 // The runtime handlers of the tests: two ways into a pod, the first with a pause
-// container that runs, and the second with the host's files through virtio-fs.
+// container that runs, and the second with the host's files through virtio-fs, and
+// with streams that containerd opens to the shim, where otherwise there are fifos.
 const (
 	podsandbox = "podsandbox"
 	sandboxAPI = "sandbox-api"
 	realPause  = "real-pause"
 	virtioFS   = "virtio-fs"
+	streaming  = "streaming"
 )
 
 // handlers are those that a release of containerd is asked for.
@@ -33,7 +35,7 @@ func handlers(release string) []string {
 	case release == "2.2.9":
 		return []string{podsandbox}
 	case *all && release == harness.Releases[0]:
-		return []string{podsandbox, sandboxAPI, realPause, virtioFS}
+		return []string{podsandbox, sandboxAPI, realPause, virtioFS, streaming}
 	}
 	return []string{podsandbox, sandboxAPI}
 }
@@ -72,6 +74,7 @@ func startCRI(t *testing.T, release string) *runtime {
 		Handlers: map[string]harness.Handler{
 			podsandbox: {Sandboxer: "podsandbox", ShimConfig: grouped},
 			sandboxAPI: {Sandboxer: "shim", ShimConfig: grouped},
+			streaming:  {Sandboxer: "shim", IOType: "streaming", ShimConfig: grouped},
 			realPause: {Sandboxer: "podsandbox", ShimConfig: func(c harness.ShimConfig) {
 				grouped(c.Set("guest", "pause", "run").Set("network", "host", "loopback"))
 			}},

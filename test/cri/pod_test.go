@@ -35,7 +35,7 @@ func TestPods(t *testing.T) {
 // testHandler is one way into a pod.
 func testHandler(t *testing.T, r *runtime, handler string) {
 	t.Run("life", func(t *testing.T) { testPod(t, r, handler) })
-	if handler == podsandbox || *all {
+	if handler == podsandbox || *all && handler != streaming {
 		t.Run("volumes", func(t *testing.T) { testVolumes(t, r, handler) })
 	}
 	if !*all {
@@ -43,6 +43,11 @@ func testHandler(t *testing.T, r *runtime, handler string) {
 	}
 	if handler == virtioFS {
 		t.Run("host paths", func(t *testing.T) { testHostPaths(t, r) })
+		return
+	}
+	if handler == streaming {
+		t.Run("containerd restarts", func(t *testing.T) { testRestart(t, r, handler) })
+		t.Run("streams", func(t *testing.T) { testStreams(t, r, handler) })
 		return
 	}
 	t.Run("the VM dies", func(t *testing.T) { testVMDeath(t, r, handler) })

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"slices"
 	"strings"
@@ -73,6 +74,7 @@ func TestExecs(t *testing.T) {
 		{"no such command", func(p *specs.Process) { p.Args = []string{"nosuchcommand"} }, `exec: "nosuchcommand": executable file not found in $PATH`},
 		{"no such path", func(p *specs.Process) { p.Args = []string{"/no/such/command"} }, "/no/such/command: no such file or directory"},
 		{"not executable", func(p *specs.Process) { p.Args = []string{"/etc/image"} }, "permission denied"},
+		{"no such user", func(p *specs.Process) { p.Args, p.User.UID = []string{"true"}, math.MaxUint32 }, "unable to setup user"},
 		{"no such directory", func(p *specs.Process) { p.Args, p.Cwd = []string{"true"}, "/no/such/dir" }, "/no/such/dir"},
 	} {
 		t.Run(failure.name, func(t *testing.T) {

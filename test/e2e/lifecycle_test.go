@@ -164,15 +164,16 @@ func TestEventsComeOnceAndInOrder(t *testing.T) {
 
 // TestContainerdRestarts: a containerd that comes back finds the running task
 // through Connect and Pids, its exec and its exit through Wait, and the streams
-// that were open go on.
+// that were open go on. It is told what happened while there was none, once.
 func TestContainerdRestarts(t *testing.T) {
 	for _, release := range harness.Releases {
 		t.Run(release, func(t *testing.T) {
-			bed := e2etest.Own(t, harness.Options{Release: release})
+			bed := e2etest.Own(t, harness.Options{Release: release, LogLevel: "trace"}) // which has each event
 			image := bed.Image(t, "one", harness.Snapshotter)
 			c := bed.Start(t, e2etest.Spec{Image: image, Args: []string{"sh", "-c", "echo up; sleep 1000"}})
 			c.Stdout.WaitFor(t, "up")
 			pid := c.Task.Pid()
+			unseen, end := execThatWaits(t, c, "6")
 			r, w, err := os.Pipe()
 			if err != nil {
 				t.Fatal(err)
@@ -187,9 +188,10 @@ func TestContainerdRestarts(t *testing.T) {
 
 			ctx, cancel := context.WithTimeout(bed.Context(t.Context()), e2etest.Boot)
 			defer cancel()
-			if err := bed.Restart(ctx); err != nil {
+			if err := bed.RestartAfter(ctx, end); err != nil {
 				t.Fatal(err)
 			}
+			all := bed.Events(t, c.ID)
 			container, err := bed.Client().LoadContainer(ctx, c.ID)
 			if err != nil {
 				t.Fatal(err)
@@ -201,6 +203,14 @@ func TestContainerdRestarts(t *testing.T) {
 			if task.Pid() != pid {
 				t.Errorf("pid %d after the restart, %d before", task.Pid(), pid)
 			}
+			ending, err := task.LoadProcess(ctx, unseen.Process.ID(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if status, err := ending.Delete(ctx); err != nil || status.ExitCode() != 6 {
+				t.Errorf("the exec that ended meanwhile: %v with %d, want 6", err, status.ExitCode())
+			}
+			unseen.Adopt(nil)
 			process, err := task.LoadProcess(ctx, e.Process.ID(), nil)
 			if err != nil {
 				t.Fatal(err)
@@ -230,7 +240,31 @@ func TestContainerdRestarts(t *testing.T) {
 			}
 			c.Adopt(container, task)
 			c.Delete(t)
+			all.Until(t, "/tasks/delete")
+			log, err := os.ReadFile(bed.LogFile())
+			if told := bytes.Count(log, []byte(`msg="event forwarded" ns=erofsvm topic=/tasks/exit`)); err != nil || told != 3 {
+				t.Errorf("%d exits were told, %v, want one of each process", told, err)
+			}
 		})
+	}
+}
+
+// execThatWaits is an exec that ends with a code when it is told to.
+func execThatWaits(t *testing.T, c *e2etest.Container, code string) (e *e2etest.Exec, end func()) {
+	t.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close(); w.Close() })
+	if e, err = c.Exec(t, r, c.Process(t, "sh", "-c", "echo up; read line; echo over; exit "+code)); err != nil {
+		t.Fatal(err)
+	}
+	e.Stdout.WaitFor(t, "up")
+	return e, func() {
+		t.Helper()
+		fmt.Fprintln(w)
+		e.Stdout.WaitFor(t, "over")
 	}
 }
 

@@ -83,7 +83,14 @@ func TestLimitsAndStatistics(t *testing.T) {
 	}
 	expect(map[string]string{"memory.max": "83886080", "cpu.max": "30000 100000", "pids.max": "77"})
 
+	before := cgroupCounters(read)
 	m := metrics(t, bed, c)
+	after := cgroupCounters(read)
+	for name, told := range toldCounters(m) {
+		if least, ok := before[name]; !ok || told < least || told > after[name] {
+			t.Errorf("%s is %d in the statistics, and in the guest's file (%t) was %d before and %d after", name, told, ok, least, after[name])
+		}
+	}
 	if m.GetMemory().GetUsageLimit() != uint64(memory) || m.GetPids().GetLimit() != 77 {
 		t.Errorf("limits in the statistics: memory %d, pids %d", m.GetMemory().GetUsageLimit(), m.GetPids().GetLimit())
 	}
@@ -106,6 +113,46 @@ func TestLimitsAndStatistics(t *testing.T) {
 		t.Error("a task that has exited has no statistics")
 	}
 	c.Delete(t)
+}
+
+// cgroupCounters are those of the files of a cgroup that only grow.
+func cgroupCounters(read func(file string) string) map[string]uint64 {
+	counters := map[string]uint64{}
+	for _, file := range []string{"cpu.stat", "memory.stat", "memory.events"} {
+		for line := range strings.Lines(read(file)) {
+			if key, text, ok := strings.Cut(strings.TrimSpace(line), " "); ok {
+				if n, err := strconv.ParseUint(text, 10, 64); err == nil {
+					counters[file+" "+key] = n
+				}
+			}
+		}
+	}
+	for _, word := range strings.Fields(read("io.stat")) { // of each device
+		if key, text, ok := strings.Cut(word, "="); ok {
+			if n, err := strconv.ParseUint(text, 10, 64); err == nil {
+				counters["io.stat "+key] += n
+			}
+		}
+	}
+	return counters
+}
+
+// toldCounters are the same by the statistics.
+func toldCounters(m *stats.Metrics) map[string]uint64 {
+	cpu, memory, events := m.GetCPU(), m.GetMemory(), m.GetMemoryEvents()
+	told := map[string]uint64{
+		"cpu.stat usage_usec": cpu.GetUsageUsec(), "cpu.stat user_usec": cpu.GetUserUsec(), "cpu.stat system_usec": cpu.GetSystemUsec(),
+		"cpu.stat nr_periods": cpu.GetNrPeriods(), "cpu.stat nr_throttled": cpu.GetNrThrottled(), "cpu.stat throttled_usec": cpu.GetThrottledUsec(),
+		"memory.stat pgfault": memory.GetPgfault(), "memory.stat pgmajfault": memory.GetPgmajfault(),
+		"memory.events max": events.GetMax(), "memory.events oom": events.GetOom(), "memory.events oom_kill": events.GetOomKill(),
+	}
+	for _, device := range m.GetIo().GetUsage() {
+		told["io.stat rbytes"] += device.GetRbytes()
+		told["io.stat wbytes"] += device.GetWbytes()
+		told["io.stat rios"] += device.GetRios()
+		told["io.stat wios"] += device.GetWios()
+	}
+	return told
 }
 
 // TestOutOfMemoryIsToldBeforeTheExit, and counted.

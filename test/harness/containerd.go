@@ -358,6 +358,9 @@ func (c *Containerd) Ctr(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
+// LogFile is where the daemon's log lies, which goes on when it is restarted.
+func (c *Containerd) LogFile() string { return c.dirs.log }
+
 // LogTail returns the last lines of the daemon's log, where the shims' logs go
 // too.
 func (c *Containerd) LogTail(lines int) string {
@@ -412,12 +415,21 @@ func (c *Containerd) Stop(ctx context.Context) error {
 
 // Restart stops the daemon, leaves the shims alone, and starts it again.
 // Client's value changes.
-func (c *Containerd) Restart(ctx context.Context) error { return c.restart(ctx, syscall.SIGTERM) }
+func (c *Containerd) Restart(ctx context.Context) error {
+	return c.restart(ctx, syscall.SIGTERM, func() {})
+}
+
+// RestartAfter is Restart with something that is done while there is no daemon.
+func (c *Containerd) RestartAfter(ctx context.Context, meanwhile func()) error {
+	return c.restart(ctx, syscall.SIGTERM, meanwhile)
+}
 
 // Crash is Restart for a daemon that has no time to stop.
-func (c *Containerd) Crash(ctx context.Context) error { return c.restart(ctx, syscall.SIGKILL) }
+func (c *Containerd) Crash(ctx context.Context) error {
+	return c.restart(ctx, syscall.SIGKILL, func() {})
+}
 
-func (c *Containerd) restart(ctx context.Context, end syscall.Signal) error {
+func (c *Containerd) restart(ctx context.Context, end syscall.Signal, meanwhile func()) error {
 	if err := c.client.Close(); err != nil {
 		return err
 	}
@@ -429,6 +441,7 @@ func (c *Containerd) restart(ctx context.Context, end syscall.Signal) error {
 	case <-ctx.Done():
 		return fmt.Errorf("containerd does not stop: %w", ctx.Err())
 	}
+	meanwhile()
 	c.exited = make(chan struct{})
 	if err := c.startDaemon(ctx); err != nil {
 		return fmt.Errorf("start containerd again: %w", err)

@@ -28,6 +28,8 @@ type CRI struct {
 type Handler struct {
 	// Sandboxer is "podsandbox" or "shim".
 	Sandboxer string
+	// IOType is "fifo", which "" stands for, or "streaming".
+	IOType string
 	// ShimConfig changes the shim's configuration for this handler; nil leaves it.
 	ShimConfig func(ShimConfig)
 }
@@ -53,7 +55,7 @@ func (c *CRI) configure(config table, d dirs) {
 	runtimes := table{}
 	for name, h := range c.Handlers {
 		runtimes[name] = table{
-			"runtime_type": Runtime, "snapshotter": Snapshotter, "sandboxer": h.Sandboxer,
+			"runtime_type": Runtime, "snapshotter": Snapshotter, "sandboxer": h.Sandboxer, "io_type": cmp.Or(h.IOType, "fifo"),
 			"privileged_without_host_devices": true,
 			"options":                         table{"TypeUrl": "runtimeoptions.v1.Options", "ConfigPath": handlerConfig(d, name)},
 		}

@@ -76,7 +76,13 @@ func (b *Buffer) String() string {
 // WaitFor waits until the stream contains a text.
 func (b *Buffer) WaitFor(t *testing.T, text string) {
 	t.Helper()
-	deadline := time.After(Step)
+	b.WaitForWithin(t, text, Step)
+}
+
+// WaitForWithin is WaitFor for a text that may take its time.
+func (b *Buffer) WaitForWithin(t *testing.T, text string, d time.Duration) {
+	t.Helper()
+	deadline := time.After(d)
 	for {
 		b.mu.Lock()
 		found := strings.Contains(b.data.String(), text)
@@ -91,7 +97,7 @@ func (b *Buffer) WaitFor(t *testing.T, text string) {
 		select {
 		case <-grew:
 		case <-deadline:
-			t.Fatalf("waited %v for %q; there is:\n%s", Step, text, b)
+			t.Fatalf("waited %v for %q; there is:\n%s", d, text, b)
 		}
 	}
 }
