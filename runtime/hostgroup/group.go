@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -15,6 +16,7 @@ import (
 	"github.com/opencontainers/cgroups/fs"
 	"github.com/opencontainers/cgroups/fs2"
 	"github.com/opencontainers/cgroups/fscommon"
+	"golang.org/x/sys/unix"
 )
 
 // Group is a cgroup that is made for one sandbox, in each hierarchy of the host but
@@ -26,8 +28,8 @@ type Group struct {
 	manager cgroups.Manager
 
 	mu   sync.Mutex        // held by Enter and Close
-	pid  int               // of the process that was moved
-	home map[string]string // where it came from, by controller; what it is back in is not there
+	pid  int               // of the process that was moved, 0 if none is
+	home map[string]string // where the process came from, by controller
 }
 
 // New returns the cgroup that an OCI spec names (linux.cgroupsPath): by its path,
@@ -94,9 +96,8 @@ func (g *Group) Enter(ctx context.Context, pid int) error {
 	return nil
 }
 
-// Close moves the process back to where it came from and removes the cgroup, in
-// which nothing else may be any more. It may be called more than once, and without
-// Enter does nothing.
+// Close moves what is in the cgroup to where the process came from, and removes it.
+// It may be called more than once, and without Enter does nothing.
 func (g *Group) Close(ctx context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -111,7 +112,6 @@ func (g *Group) close(ctx context.Context) error {
 		if err := g.goHome(controller); err != nil {
 			return fmt.Errorf("leave cgroup %s: %w", g.name, err)
 		}
-		delete(g.home, controller)
 	}
 	if err := g.remove(ctx); err != nil {
 		return err
@@ -120,8 +120,9 @@ func (g *Group) close(ctx context.Context) error {
 	return nil
 }
 
-// goHome moves the process back in one hierarchy. If it cannot be where it was, since
-// that is gone or takes no more processes, it goes to the root.
+// goHome moves the process back in one hierarchy, with what else there is: a logging
+// program, say, that has not ended yet. What cannot be where the process was, since that
+// is gone or takes no more processes, goes to the root.
 func (g *Group) goHome(controller string) error {
 	root := fs2.UnifiedMountpoint
 	if !cgroups.IsCgroup2UnifiedMode() {
@@ -134,14 +135,25 @@ func (g *Group) goHome(controller string) error {
 			return err
 		}
 	}
-	err := cgroups.WriteCgroupProc(filepath.Join(root, filepath.Join("/", g.home[controller])), g.pid)
-	if err != nil {
-		err = cgroups.WriteCgroupProc(root, g.pid)
-	}
-	if errors.Is(err, os.ErrNotExist) && controller == "" && !cgroups.IsCgroup2UnifiedMode() {
+	if _, err := os.Stat(filepath.Join(root, cgroups.CgroupProcesses)); err != nil && controller == "" {
 		return nil // version 2 is not mounted beside version 1
 	}
-	return err
+	// Where there is no such cgroup systemd can have moved the process all the same.
+	others, err := cgroups.GetPids(g.manager.Path(controller))
+	if err != nil && !errors.Is(err, os.ErrNotExist) && g.manager.Path(controller) != "" {
+		return err
+	}
+	pids := append(slices.DeleteFunc(others, func(pid int) bool { return pid == g.pid }), g.pid)
+	for _, pid := range pids {
+		err := cgroups.WriteCgroupProc(filepath.Join(root, filepath.Join("/", g.home[controller])), pid)
+		if err != nil {
+			err = cgroups.WriteCgroupProc(root, pid)
+		}
+		if err != nil && !errors.Is(err, unix.ESRCH) { // it has ended
+			return err
+		}
+	}
+	return nil
 }
 
 // Remove removes a cgroup that New was asked for, and whose processes have ended.
@@ -171,6 +183,7 @@ type Usage struct {
 	CPU, User, System uint64 // nanoseconds
 	Memory, Limit     uint64 // bytes
 	InactiveFile      uint64 // bytes of Memory that the host can have back
+	Anonymous         uint64 // bytes of Memory that are of no file; that of a guest is mostly shared, and not in here
 	Faults, Major     uint64 // page faults, and those that waited for a disk
 	Processes         uint64
 }
@@ -182,9 +195,9 @@ func (g *Group) Usage() (Usage, error) {
 		return Usage{}, fmt.Errorf("statistics of cgroup %s: %w", g.name, err)
 	}
 	memory := stats.MemoryStats
-	file, prefix := "memory.limit_in_bytes", "total_" // with what is below it, in version 1
+	file, prefix, anonymous := "memory.limit_in_bytes", "total_", "total_rss" // with what is below it, in version 1
 	if cgroups.IsCgroup2UnifiedMode() {
-		file, prefix = "memory.max", ""
+		file, prefix, anonymous = "memory.max", "", "anon"
 	}
 	limit, err := fscommon.GetCgroupParamUint(filepath.Dir(g.manager.Path("memory")), file)
 	if err != nil { // the root has none
@@ -194,6 +207,7 @@ func (g *Group) Usage() (Usage, error) {
 		CPU: stats.CpuStats.CpuUsage.TotalUsage, User: stats.CpuStats.CpuUsage.UsageInUsermode, System: stats.CpuStats.CpuUsage.UsageInKernelmode,
 		Memory: memory.Usage.Usage, Limit: min(limit, memory.Usage.Limit), InactiveFile: memory.Stats[prefix+"inactive_file"],
 		Faults: memory.Stats[prefix+"pgfault"], Major: memory.Stats[prefix+"pgmajfault"],
+		Anonymous: memory.Stats[anonymous],
 		Processes: stats.PidsStats.Current,
 	}, nil
 }

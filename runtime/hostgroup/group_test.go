@@ -20,6 +20,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/fs2"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // groupEnv names the cgroup of the tests in a host that is not that of the tests.
@@ -45,6 +47,7 @@ const used = 16 << 20
 
 func startProgram(t *testing.T) *program {
 	t.Helper()
+	need.Root(t, "to make cgroups")
 	p := &program{cmd: exec.Command("/proc/self/exe")}
 	p.cmd.Env = append(os.Environ(), stageEnv+"=program", raceEnv)
 	var err error
@@ -182,7 +185,7 @@ func TestGroupHasAProcessUntilItIsClosed(t *testing.T) {
 	if use.CPU < 1e6 && (cgroups.IsCgroup2UnifiedMode() || mounted(t, "cpuacct")) {
 		t.Errorf("processor time: %+v", use)
 	}
-	if (use.Memory < used || use.Limit < use.Memory) && mounted(t, "memory") {
+	if (use.Memory < used || use.Anonymous < used || use.Limit < use.Memory) && mounted(t, "memory") {
 		t.Errorf("memory: %+v", use)
 	}
 	for range 2 {
@@ -214,6 +217,20 @@ func mounted(t *testing.T, controllers string) bool {
 	first, _, _ := strings.Cut(controllers, ",")
 	_, err := cgroups.FindCgroupMountpoint("", first)
 	return err == nil && first != "devices" && (first != "" || cgroups.IsCgroup2HybridMode())
+}
+
+func TestGroupIsClosedWithOthersInIt(t *testing.T) {
+	g, _ := makeGroup(t)
+	other := startProgram(t)
+	for _, dir := range left(t) {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), fmt.Append(nil, other.cmd.Process.Pid), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := g.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	other.work(t)
 }
 
 func TestGroupIsRemovedByOthersAfterItsProcesses(t *testing.T) {

@@ -70,6 +70,7 @@ const everywhere = "^TestGroup"
 // what there is, as far as this process is concerned. Its controllers can be those
 // of version 1 all the same.
 func TestAHostWithCgroup2Alone(t *testing.T) {
+	need.Root(t, "to mount")
 	out, err := again(t, "unified", "", everywhere)
 	if err != nil || bytes.Count(out, []byte("--- PASS")) < 3 {
 		t.Errorf("%v\n%s", err, out)
@@ -89,6 +90,7 @@ func TestACgroupThatCannotBeMadeIsAnErrorThatNamesIt(t *testing.T) {
 		}
 		return
 	}
+	need.Root(t, "to mount")
 	out, err := again(t, "read-only", "", "^"+t.Name()+"$")
 	if err != nil || !bytes.Contains(out, []byte("--- PASS")) {
 		t.Errorf("%v\n%s", err, out)
@@ -98,6 +100,7 @@ func TestACgroupThatCannotBeMadeIsAnErrorThatNamesIt(t *testing.T) {
 // TestSystemd has the tests run as a service of a systemd, with cgroups of either
 // version, where scopes are made by it.
 func TestSystemd(t *testing.T) {
+	need.Root(t, "to mount, and to be the first process of a namespace")
 	tree, err := harness.FindTree()
 	if err != nil {
 		t.Fatal(err)

@@ -14,7 +14,7 @@ func OfHost(in hostgroup.Usage) *stats.Metrics {
 		CPU:  &stats.CPUStat{UsageUsec: in.CPU / 1000, UserUsec: in.User / 1000, SystemUsec: in.System / 1000},
 		Memory: &stats.MemoryStat{
 			Usage: in.Memory, UsageLimit: in.Limit, InactiveFile: in.InactiveFile,
-			Pgfault: in.Faults, Pgmajfault: in.Major,
+			Anon: in.Anonymous, Pgfault: in.Faults, Pgmajfault: in.Major,
 		},
 	}
 }

@@ -24,6 +24,8 @@ func (b *bench) newPlace(name string) (place.Place, error) {
 		Set("guest", "initrd", b.tree.Initrd()).
 		Set("vsock", "device_path", b.tree.VhostDeviceVsock()).
 		Set("rootfs", "mkfs_erofs", b.tree.MkfsErofs()).
+		// Cgroups would outlive the place.
+		Set("host", "cgroup", "inherit").
 		// shimtest's BindMountRead mounts a file of 64 MiB.
 		Set("mounts", "copy_mib", 96).
 		Set("log", "level", "debug").

@@ -108,7 +108,10 @@ func measure(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	own := func(c harness.ShimConfig) { c.Set("host", "cgroup", "pod") }
+	own := func(c harness.ShimConfig) {
+		// Many guests, all emulated, can make the next one slow to boot.
+		c.Set("host", "cgroup", "pod").Set("deadlines", "agent", step.String())
+	}
 	c, err := harness.Start(ctx, tree, harness.Options{LogLevel: "warn", Enter: node.Do, CRI: &harness.CRI{
 		Pause: image.Pause, Plugins: node.Plugins(), Network: network,
 		Handlers: map[string]harness.Handler{
