@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path"
 	"path/filepath"
 	"strings"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/moby/sys/mountinfo"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/erofsvm/erofsvm/test/harness"
 	"github.com/erofsvm/erofsvm/test/harness/e2etest"
@@ -60,6 +62,33 @@ func TestAVMIsInTheCgroupOfItsContainer(t *testing.T) {
 		if left := dirsOf(t, group); len(left) > 0 {
 			t.Errorf("left, shim died %v: %v", dies, left)
 		}
+	}
+}
+
+// TestCgroupsOfVersion2AreMadeWithTheirControllers where there are any, which a host with
+// version 1 has not, and a guest has: so the tests of the package run there.
+func TestCgroupsOfVersion2AreMadeWithTheirControllers(t *testing.T) {
+	bed, dir := e2etest.Newest(t), t.TempDir()
+	build := exec.Command("go", "test", "-c", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "hostgroup.test"), "./runtime/hostgroup")
+	build.Dir, build.Env = bed.Tree.Root, append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	c, code := bed.Run(t, e2etest.Spec{
+		Image: bed.Image(t, "one", harness.Snapshotter),
+		Args:  []string{"sh", "-c", "cat /sys/fs/cgroup/cgroup.controllers; /tests/hostgroup.test -test.v -test.run '^TestGroup'"},
+		Opts: []oci.SpecOpts{
+			oci.WithPrivileged, oci.WithHostNamespace(specs.CgroupNamespace), oci.WithHostNamespace(specs.PIDNamespace),
+			oci.WithMounts([]specs.Mount{
+				{Type: "bind", Source: dir, Destination: "/tests", Options: []string{"rbind", "ro"}},
+				{Type: "cgroup", Source: "cgroup", Destination: "/sys/fs/cgroup", Options: []string{"rw"}},
+			}),
+		},
+	})
+	said := c.Stdout.String()
+	controllers, _, _ := strings.Cut(said, "\n")
+	if code != 0 || strings.Count(said, "--- PASS") < 4 || !strings.Contains(controllers, "memory") {
+		t.Errorf("code %d:\n%s%s", code, said, c.Stderr)
 	}
 }
 
