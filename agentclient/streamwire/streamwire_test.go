@@ -158,11 +158,12 @@ func TestFramesOnTheWire(t *testing.T) {
 	var f Frame
 	var wire writes
 	var sent []byte
-	for _, size := range []int{1, 2, MaxFrame} {
-		for i := range f.Room()[:size] {
-			f.Room()[i] = byte(i + size)
+	for _, size := range []int{1, 2, fewBytes, MaxFrame} {
+		room := f.Room()[:size]
+		for i := range room {
+			room[i] = byte(i + size)
 		}
-		sent = append(sent, f.Room()[:size]...)
+		sent = append(sent, room...)
 		if err := f.Send(&wire, size); err != nil {
 			t.Fatal(err)
 		}
@@ -170,7 +171,7 @@ func TestFramesOnTheWire(t *testing.T) {
 	if err := SendEnd(&wire); err != nil {
 		t.Fatal(err)
 	}
-	if wire.n != 4 || !bytes.HasPrefix(wire.Bytes(), []byte{0, 0, 0, 1, 1, 0, 0, 0, 2, 2, 3, 0, 1, 0, 0}) || !bytes.HasSuffix(wire.Bytes(), make([]byte, 4)) {
+	if wire.n != 5 || !bytes.HasPrefix(wire.Bytes(), []byte{0, 0, 0, 1, 1, 0, 0, 0, 2, 2, 3, 0, 0, 0x10, 0}) || !bytes.HasSuffix(wire.Bytes(), make([]byte, 4)) {
 		t.Errorf("%d writes, %x", wire.n, wire.Bytes()[:20])
 	}
 	var got []byte
@@ -191,10 +192,34 @@ func TestFramesOnTheWire(t *testing.T) {
 
 func TestFrameOfNoOrTooManyBytesIsNotSent(t *testing.T) {
 	var f Frame
-	for _, n := range []int{-1, 0, MaxFrame + 1} {
+	for _, n := range []int{-1, 0, 1, fewBytes + 1, MaxFrame + 1} { // of which one has no room
+		if n > 1 {
+			f.Room()
+		}
 		var out bytes.Buffer
 		if err := f.Send(&out, n); err == nil || out.Len() > 0 {
 			t.Errorf("%d: %v, %d bytes", n, err, out.Len())
+		}
+	}
+}
+
+// TestFrameTakesNoMoreRoomThanItsStreamNeeds: a pod has three streams for each
+// process, and most of them are quiet.
+func TestFrameTakesNoMoreRoomThanItsStreamNeeds(t *testing.T) {
+	var sender, receiver Frame
+	var wire bytes.Buffer
+	for _, c := range []struct{ send, sending, receiving int }{
+		{100, fewBytes, fewBytes}, {fewBytes - 1, fewBytes, fewBytes}, {fewBytes, MaxFrame, fewBytes}, {fewBytes + 1, MaxFrame, MaxFrame}, {1, MaxFrame, MaxFrame},
+	} {
+		sender.Room()
+		if err := sender.Send(&wire, c.send); err != nil {
+			t.Fatal(err)
+		}
+		if data, err := receiver.Receive(&wire); err != nil || len(data) != c.send {
+			t.Fatalf("%d bytes: %d, %v", c.send, len(data), err)
+		}
+		if in, out := len(sender.buf)-header, len(receiver.buf)-header; in != c.sending || out != c.receiving {
+			t.Errorf("after %d bytes there is room for %d and %d, want %d and %d", c.send, in, out, c.sending, c.receiving)
 		}
 	}
 }

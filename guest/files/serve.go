@@ -227,7 +227,8 @@ type outgoing struct {
 func (o *outgoing) Write(data []byte) (int, error) {
 	written := 0
 	for written < len(data) {
-		n := copy(o.frame.Room()[:piece], data[written:])
+		room := o.frame.Room()
+		n := copy(room[:min(piece, len(room))], data[written:])
 		if err := o.frame.Send(o.conn, n); err != nil {
 			return written, err
 		}

@@ -7,11 +7,12 @@ import (
 	goqemu "github.com/digitalocean/go-qemu/qmp"
 )
 
-// eventBacklog is how many events a subscription keeps for a slow reader.
-const eventBacklog = 4096
+// eventBacklog is how many events a subscription keeps for a slow reader: more than
+// a VM that loses all its devices at once sends. Memory is taken for all of them.
+const eventBacklog = 1024
 
 // Subscription receives events of one connection. A reader that falls behind by
-// more than 4096 events loses the oldest ones, and Dropped counts them: neither
+// more than 1024 events loses the oldest ones, and Dropped counts them: neither
 // the connection nor another subscription is ever held up by it.
 type Subscription struct {
 	m       *Monitor

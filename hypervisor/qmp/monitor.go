@@ -96,7 +96,7 @@ func New(conn net.Conn) *Monitor {
 func (m *Monitor) Handshake(ctx context.Context) error {
 	ctx, cancel := withDefaultTimeout(ctx)
 	defer cancel()
-	lines := bufio.NewReaderSize(m.conn, 64<<10)
+	lines := bufio.NewReaderSize(m.conn, 8<<10) // a longer line is put together
 	greeting, err := m.greeting(ctx, lines)
 
 	m.mu.Lock()

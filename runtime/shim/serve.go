@@ -27,10 +27,6 @@ const (
 	// hangUpDeadline bounds the wait for containerd to hang up once it has the
 	// answer to the call that ends the shim; it does so at once.
 	hangUpDeadline = 500 * time.Millisecond
-
-	// gcPercent trades a little time for memory: there is a shim per pod, and
-	// it allocates little.
-	gcPercent = 40
 )
 
 // serve answers containerd's calls until it asks for the end, or a signal does.
@@ -60,7 +56,9 @@ func serve(inv invocation) error {
 		return fmt.Errorf("inherited socket (start the shim with the action start): %w", err)
 	}
 	clients := &conns{}
-	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(clients))
+	thrift := newThrift(logger)
+	defer thrift.stop()
+	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(clients), ttrpc.WithUnaryServerInterceptor(thrift.watch))
 	if err != nil {
 		return fmt.Errorf("ttrpc server: %w", err)
 	}

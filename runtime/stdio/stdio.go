@@ -24,6 +24,18 @@ import (
 // pipe is 64 KiB, so more would only wait in the shim's memory.
 const chunk = 64 << 10
 
+// fewBytes is how much is asked for before that was not enough: most streams carry
+// nothing for most of their time, and a buffer waits with each of them.
+const fewBytes = 4 << 10
+
+// enough is buf, or a larger one if n bytes have filled it.
+func enough(buf []byte, n int) []byte {
+	if n == fewBytes && len(buf) == fewBytes {
+		return make([]byte, chunk)
+	}
+	return buf
+}
+
 // quiet is how long the output of a process that has ended must have nothing
 // more, although somebody still has it open, to count as handed over. A process
 // that the ended one left behind may write to it for as long as it likes.
@@ -230,7 +242,7 @@ func (s *IO) Close() {
 
 func (s *IO) copyIn(g Guest) {
 	if s.stdin != nil {
-		buf := make([]byte, chunk)
+		buf := make([]byte, fewBytes)
 		for {
 			n, err := s.stdin.read(s.ctx, buf)
 			if n > 0 {
@@ -240,6 +252,7 @@ func (s *IO) copyIn(g Guest) {
 					}
 					return
 				}
+				buf = enough(buf, n)
 			}
 			if err != nil {
 				break
@@ -262,7 +275,7 @@ func (s *IO) copyOut(g Guest, o output) {
 		w = discard{}
 	}
 	defer func() { w.Close() }()
-	buf := make([]byte, chunk)
+	buf := make([]byte, fewBytes)
 	for {
 		s.asking.Add(1)
 		n, err := o.read(g, s.ctx, buf)
@@ -274,6 +287,7 @@ func (s *IO) copyOut(g Guest, o output) {
 				w = discard{}
 			}
 			s.moved.Add(int64(n))
+			buf = enough(buf, n)
 		}
 		if err != nil {
 			if !errors.Is(err, io.EOF) {

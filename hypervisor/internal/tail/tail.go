@@ -7,6 +7,8 @@
 package tail
 
 import (
+	"errors"
+	"io"
 	"regexp"
 	"strings"
 	"sync"
@@ -36,6 +38,23 @@ func (b *Buffer) Write(p []byte) (int, error) {
 		b.kept = append(b.kept[:0:0], b.kept[len(b.kept)-b.size:]...)
 	}
 	return n, nil
+}
+
+// ReadFrom remembers the end of what r has, until that ends. io.Copy and os/exec use
+// it, whose own buffers of 32 KiB would wait for as long as a VM has nothing to say.
+func (b *Buffer) ReadFrom(r io.Reader) (n int64, err error) {
+	buf := make([]byte, 1<<10)
+	for {
+		m, err := r.Read(buf)
+		_, _ = b.Write(buf[:m])
+		n += int64(m)
+		if errors.Is(err, io.EOF) {
+			return n, nil
+		}
+		if err != nil {
+			return n, err
+		}
+	}
 }
 
 // Lines returns at most the last n lines, without blank ones, printable. The

@@ -1,10 +1,13 @@
 package tail_test
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"unicode"
 
 	"github.com/erofsvm/erofsvm/hypervisor/internal/tail"
@@ -28,6 +31,22 @@ func TestBufferKeepsTheEnd(t *testing.T) {
 	}
 	if got := b.Lines(1); got != "xxxxxxxxxthe end" {
 		t.Errorf("kept %q", got)
+	}
+}
+
+func TestReadFromKeepsTheEndAndSaysWhatEndedIt(t *testing.T) {
+	broken := errors.New("broken")
+	for want, r := range map[error]io.Reader{
+		nil:    strings.NewReader(strings.Repeat("x", 5000) + "\nend\n"),
+		broken: io.MultiReader(strings.NewReader(strings.Repeat("x", 5000)+"\nend\n"), iotest.ErrReader(broken)),
+	} {
+		b := tail.New(100)
+		if n, err := io.Copy(b, r); n != 5005 || !errors.Is(err, want) {
+			t.Errorf("%d bytes, %v, want 5005 and %v", n, err, want)
+		}
+		if got := b.Lines(1); got != "end" {
+			t.Errorf("%q", got)
+		}
 	}
 }
 
