@@ -35,7 +35,10 @@ var identifier = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
 // it was alone; but if nobody hears of it, the container stays as one that has
 // ended, until it is deleted.
 func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err error) {
-	begun := time.Now()
+	begun := req.Arrived
+	if begun.IsZero() {
+		begun = time.Now()
+	}
 	ctx, abandon := context.WithCancelCause(ctx)
 	defer abandon(nil)
 	spec, err := readSpec(req.Bundle)
@@ -67,9 +70,11 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	if err != nil {
 		return 0, err
 	}
+	m.trace.phase("spec", begun)
 	defer func() {
 		if err != nil {
 			err = m.explain(ctx, err)
+			m.trace.started(m.dir, c.id, err)
 			s.undo(ctx, c, m, req)
 		}
 	}()
@@ -82,6 +87,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	if err != nil {
 		return 0, err
 	}
+	connecting := time.Now()
 	output, err := m.streams(ctx, c.init)
 	if err != nil {
 		return 0, err
@@ -97,6 +103,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 	if err := m.spawn(func() { s.watch(c.init, m) }); err != nil {
 		return 0, err
 	}
+	m.trace.phase("streams", connecting)
 	m.trace.phase("create", begun)
 	return pid, nil
 }
@@ -124,6 +131,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	if err != nil {
 		return err
 	}
+	volumesBegun := time.Now()
 	devices, err := m.attachBlocks(ctx, c, guest.Blocks)
 	if err != nil {
 		return err
@@ -140,6 +148,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	if err := m.forward(ctx, c, guest.Sockets); err != nil {
 		return err
 	}
+	m.trace.phase("volumes", volumesBegun)
 	created := time.Now()
 	c.inGuest = true // even a create that failed may have left something
 	err = m.agent.CreateContainer(ctx, &pb.CreateContainerRequest{
@@ -222,6 +231,7 @@ func (s *Sandbox) admit(req *CreateRequest, spec *specs.Spec, guest guestspec.Re
 		s.machine = newMachine(s, cfg, identity{
 			id: req.ID, bundle: req.Bundle, hostname: spec.Hostname, netns: netnsOf(spec), pod: of.infra, begun: begun,
 			cgroup: cgroupOf(spec),
+			launch: s.takeLaunch(), caller: req.Caller,
 		})
 		s.pod = of.pod
 		s.machine.launch()

@@ -25,11 +25,13 @@ func (s *Sandbox) Start(ctx context.Context, id, exec string) (pid int, err erro
 		return pid, s.startExec(ctx, p, m)
 	}
 	begun := time.Now()
+	m.trace.starting(begun)
 	// ctr run --cni makes the network between Create and here.
 	if err = m.net.sync(ctx, m); err == nil {
 		err = p.c.runner(m).StartContainer(ctx, id)
 	}
 	m.trace.phase("container start", begun)
+	m.trace.started(m.dir, id, err)
 	p.endStart(err == nil, func() { s.sink.Started(id, pid) }, s.exitOf(p, m))
 	if err != nil {
 		s.reap(ctx, p, m)

@@ -82,6 +82,8 @@ type identity struct {
 	pod      bool   // there will be containers that have things in common
 	cgroup   string // of the host, for all that the sandbox has there; "" for the shim's
 	begun    time.Time
+	launch   launch // of the shim; zero if that was before another VM
+	caller   string // CreateRequest.Caller
 }
 
 // startVM is how a VM comes into being: by QEMU, but in tests.
@@ -110,7 +112,7 @@ func newMachine(s *Sandbox, config configs.Config, who identity) *machine {
 		dir:   sandboxDir(config.StateDir, who.bundle),
 		log:   logger,
 		net:   newPodNetwork(config, logger),
-		trace: newTrace(config.Debug.TraceDir, s.namespace, who.id, who.begun),
+		trace: newTrace(config.Debug.TraceDir, s.namespace, who),
 		start: s.start, died: s.died, oom: s.watchOOM,
 		ctx: ctx, cancel: cancel, ready: make(chan struct{}),
 		size: size{turn: make(chan struct{}, 1)},
@@ -144,6 +146,7 @@ func (m *machine) run() {
 
 // obtain boots a VM up to the point where its agent listens.
 func (m *machine) obtain(ctx context.Context) error {
+	preparing := time.Now()
 	// With the record, so that there is nothing that Cleanup cannot find.
 	if err := m.enterCgroup(ctx); err != nil {
 		return err
@@ -158,6 +161,7 @@ func (m *machine) obtain(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	m.trace.phase("prepare", preparing)
 	begun := time.Now()
 	started, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.QEMU.Std())
 	vm, err := m.start(started, spec)
@@ -173,15 +177,15 @@ func (m *machine) obtain(ctx context.Context) error {
 	m.log.Infof("virtual machine started with %s: %s; it can grow to %d processors and %d MiB", accelerator, reason, vcpus, mib)
 	m.trace.set(func(t *traceFile) { t.Accelerator, t.Kernel = string(accelerator), spec.Kernel })
 
-	begun = time.Now()
 	booted, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Agent.Std())
 	defer cancel()
 	if err := vm.WaitReady(booted); err != nil {
 		return fmt.Errorf("boot the guest (deadlines.agent = %s): %w", m.cfg.Deadlines.Agent.Std(), err)
 	}
-	m.trace.phase("guest boot", begun)
 	m.trace.timings(vm.Timings())
+	begun = time.Now()
 	conn, err := vm.Dial(booted, agentPort)
+	m.trace.phase("agent connect", begun)
 	if err != nil {
 		return fmt.Errorf("connect to the agent: %w", err)
 	}

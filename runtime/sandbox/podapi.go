@@ -79,6 +79,7 @@ func (s *Sandbox) CreatePod(req *PodRequest) error {
 		id: req.ID, bundle: req.Bundle, hostname: req.Hostname,
 		netns: netns{path: req.NetNS, host: req.HostNetwork}, pod: true, begun: now,
 		cgroup: req.Cgroup,
+		launch: s.takeLaunch(),
 	})
 	s.machine.launch()
 	return nil

@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/log"
@@ -57,6 +58,10 @@ type CreateRequest struct {
 	// Config is that of the VM; what is about the VM counts for the container that
 	// boots it.
 	Config configs.Config
+	// Arrived is when the request came, for the trace of the start; now, if zero.
+	Arrived time.Time
+	// Caller is the traceparent that came with the request (W3C Trace Context), if any.
+	Caller string
 	// Unheard, if set, says whether nobody is left to hear how Create ends.
 	Unheard func() bool
 }
@@ -74,6 +79,7 @@ type Sandbox struct {
 	machine    *machine // nil while neither a container nor the Sandbox API holds it
 	pod        *pod     // nil if the VM is not a pod's; it comes and goes with the machine
 	serial     int      // numbers containers and disks, never reused
+	launch     launch   // of the shim, until there is a VM
 	// spent is the processor time of containers that are gone.
 	spent *pb.StatsContainerResponse
 }
@@ -85,6 +91,21 @@ func New(namespace string, sink Sink, remote stdio.Remote, logger *log.Entry) *S
 		namespace: namespace, sink: sink, remote: remote, log: logger, start: startQEMU,
 		containers: map[string]*container{},
 	}
+}
+
+// Launched says when the shim's process began and when it began to serve: a part of the
+// start of its first VM.
+func (s *Sandbox) Launched(began, serving time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.launch = launch{began, serving}
+}
+
+// takeLaunch returns what Launched was told, once. s.mu is held.
+func (s *Sandbox) takeLaunch() launch {
+	l := s.launch
+	s.launch = launch{}
+	return l
 }
 
 // Empty says whether nothing holds the VM: no container, and no pod of the Sandbox

@@ -13,12 +13,14 @@ import (
 )
 
 // trace keeps a sandbox's disks and phases for people who look into it, as a
-// JSON file that outlives the sandbox. Without a directory it does nothing. Its
-// methods may be called from any goroutine; that the file cannot be written
+// JSON file that outlives the sandbox. Without a directory it does nothing. Beside
+// that it has the spans of the first start in the sandbox (startTrace). Its
+// methods may be called from any goroutine; that a file cannot be written
 // never fails a start.
 type trace struct {
 	path  string
 	begun time.Time
+	start *startTrace
 	mu    sync.Mutex
 	file  traceFile
 }
@@ -55,8 +57,9 @@ type tracePhase struct {
 	Duration int64  `json:"duration_us"`
 }
 
-func newTrace(dir, namespace, id string, begun time.Time) *trace {
-	t := &trace{begun: begun, file: traceFile{ID: id, Namespace: namespace}}
+func newTrace(dir, namespace string, who identity) *trace {
+	id := who.id
+	t := &trace{begun: who.begun, start: newStartTrace(namespace, who), file: traceFile{ID: id, Namespace: namespace}}
 	if dir != "" {
 		t.path = filepath.Join(dir, id+".json")
 	}
@@ -69,6 +72,7 @@ func (t *trace) phase(name string, begun time.Time) {
 }
 
 func (t *trace) add(name string, begun time.Time, d time.Duration) {
+	t.start.step(name, begun, begun.Add(d))
 	t.set(func(f *traceFile) {
 		f.Phases = append(f.Phases, tracePhase{name, begun.Sub(t.begun).Microseconds(), d.Microseconds()})
 	})
@@ -79,6 +83,15 @@ func (t *trace) timings(q qemu.Timings) {
 	now := time.Now()
 	t.add("qemu exec to qmp", now.Add(-q.Ready), q.QMP)
 	t.add("qemu exec to agent", now.Add(-q.Ready), q.Ready)
+	t.add("guest boot", now.Add(q.QMP-q.Ready), q.Ready-q.QMP)
+	step := now.Add(-q.Ready - q.Exec - q.Vsock - q.Probe)
+	for _, s := range []struct {
+		name string
+		took time.Duration
+	}{{"qemu probe", q.Probe}, {"vsock device", q.Vsock}, {"qemu exec", q.Exec}, {"qemu monitor", q.QMP}} {
+		t.start.step(s.name, step, step.Add(s.took))
+		step = step.Add(s.took)
+	}
 }
 
 func (t *trace) disks(plan *rootfs.Plan, places []place) {

@@ -9,6 +9,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -72,6 +73,9 @@ func serve(inv invocation) error {
 	service := task.New(inv.namespace, logger, started, publisher.Publish, func() { once.Do(func() { close(end) }) })
 	service.Register(server)
 
+	if began, err := strconv.ParseInt(os.Getenv(beganEnv), 10, 64); err == nil {
+		service.Launched(time.Unix(0, began), time.Now())
+	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(ctx, listener) }()
 	err = waitForEnd(logger, end, served)

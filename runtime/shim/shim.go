@@ -56,10 +56,11 @@ type invocation struct {
 	version   bool
 	info      bool
 	action    string // "start", "delete", or empty to serve
+	began     time.Time
 }
 
 func parse(args []string, errs io.Writer) (invocation, error) {
-	var inv invocation
+	inv := invocation{began: time.Now()}
 	fs := flag.NewFlagSet(filepath.Base(args[0]), flag.ContinueOnError)
 	fs.SetOutput(errs)
 	fs.StringVar(&inv.namespace, "namespace", "", "namespace that owns the shim")

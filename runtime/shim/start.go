@@ -42,6 +42,10 @@ const (
 	// ttrpcAddressEnv names containerd's ttrpc socket to a shim.
 	ttrpcAddressEnv = "TTRPC_ADDRESS"
 
+	// beganEnv tells the process that serves when `start` began, in nanoseconds since
+	// 1970, for the trace of the start.
+	beganEnv = "EROFSVM_START_BEGAN"
+
 	// maxInput bounds what containerd sends on stdin, in bytes.
 	maxInput = 10 << 20
 
@@ -203,7 +207,8 @@ func launch(inv invocation, params *bootstrap.BootstrapParams, listener *net.Uni
 	}
 	cmd := exec.Command(self, args...)
 	cmd.ExtraFiles = []*os.File{socket} // listenerFD
-	cmd.Env = append(os.Environ(), ttrpcAddressEnv+"="+params.GetContainerdTtrpcAddress())
+	cmd.Env = append(os.Environ(), ttrpcAddressEnv+"="+params.GetContainerdTtrpcAddress(),
+		beganEnv+"="+strconv.FormatInt(inv.began.UnixNano(), 10))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the shim: %w", err)

@@ -15,6 +15,7 @@ import (
 	"math"
 	"os"
 	"syscall"
+	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
@@ -115,8 +116,18 @@ func hungUp(ctx context.Context) func() bool {
 	return func() bool { return errors.Is(ctx.Err(), context.Canceled) }
 }
 
+// Launched says when the shim's process began and when it began to serve.
+func (s *Service) Launched(began, serving time.Time) { s.sandbox.Launched(began, serving) }
+
+// caller is the span of containerd that a call is a part of, if that traces.
+func caller(ctx context.Context) string {
+	parent, _ := ttrpc.GetMetadataValue(ctx, "traceparent")
+	return parent
+}
+
 // Create boots the VM, if it is the first container, and makes the container.
 func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*taskapi.CreateTaskResponse, error) {
+	arrived := time.Now()
 	if r.Checkpoint != "" {
 		return nil, rpcstatus.Of(fmt.Errorf("restore from checkpoint %s: %w", r.Checkpoint, errdefs.ErrNotImplemented))
 	}
@@ -142,6 +153,8 @@ func (s *Service) Create(ctx context.Context, r *taskapi.CreateTaskRequest) (*ta
 		Bundle:  r.Bundle,
 		Streams: stdio.Paths{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
 		Config:  config,
+		Arrived: arrived,
+		Caller:  caller(ctx),
 		Unheard: hungUp(ctx),
 	}
 	for _, m := range r.Rootfs {

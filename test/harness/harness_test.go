@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -297,5 +298,25 @@ func TestStartSaysWhyContainerdDoesNot(t *testing.T) {
 	}
 	if _, err := os.Stat(c.Dir()); err == nil {
 		t.Errorf("%s is still there", c.Dir())
+	}
+}
+
+func TestGapsAreWhatNoStepCovers(t *testing.T) {
+	at := func(ms int) time.Time { return time.UnixMilli(int64(ms)) }
+	step := func(id, parent string, from, to int) Span {
+		return Span{ID: id, Parent: parent, Name: id, Start: at(from), End: at(to)}
+	}
+	spans := []Span{
+		step("whole", "", 0, 100), step("part", "whole", 10, 90), // neither covers anything
+		step("b", "part", 30, 50), step("a", "part", 10, 40), step("within b", "else", 35, 36), step("c", "part", 60, 85),
+	}
+	want := []Gap{
+		{"the beginning", at(5), 5 * time.Millisecond}, {"b", at(50), 10 * time.Millisecond}, {"c", at(85), 10 * time.Millisecond},
+	}
+	if got := Gaps(spans, at(5), at(95)); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	if got := Gaps(spans, at(12), at(48)); len(got) > 0 {
+		t.Errorf("got %v, want none", got)
 	}
 }
