@@ -17,6 +17,7 @@ import (
 	"debug/elf"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -39,7 +40,8 @@ const (
 )
 
 var (
-	// ErrNoKernel says that Options.KernelDir holds no kernel, or several.
+	// ErrNoKernel says that Options.KernelDir holds no kernel that can be entered, or
+	// several.
 	ErrNoKernel = errors.New("no kernel")
 	// ErrNoModule says that a module is neither in the kernel nor beside it.
 	ErrNoModule = errors.New("no module")
@@ -49,7 +51,8 @@ var (
 
 // Options are the inputs of Build and where its output goes.
 type Options struct {
-	// KernelDir is an unpacked kernel package: boot/vmlinuz-VERSION and
+	// KernelDir is an unpacked kernel package: boot/vmlinuz-VERSION, or an
+	// uncompressed boot/vmlinux-VERSION, which is taken if there are both, and
 	// lib/modules/VERSION with its modules.dep (depmod(8) makes that).
 	KernelDir string
 	// Version selects one of several kernels in KernelDir; empty takes the
@@ -72,13 +75,12 @@ func Build(options Options) (Report, error) {
 	if err != nil {
 		return Report{}, err
 	}
-	report := Report{KernelVersion: version}
+	report := Report{KernelVersion: version, Modules: []ModuleDigest{}}
 
-	bzImage, err := readBounded(filepath.Join(options.KernelDir, "boot", "vmlinuz-"+version), maxKernel)
+	kernel, err := readKernel(options.KernelDir, &report)
 	if err != nil {
-		return Report{}, fmt.Errorf("read kernel: %w", err)
+		return Report{}, err
 	}
-	report.addInput("vmlinuz-"+version, bzImage)
 
 	agent, err := readAgent(options.Agent)
 	if err != nil {
@@ -96,13 +98,6 @@ func Build(options Options) (Report, error) {
 	}
 	report.addModules(modules)
 
-	kernel := bzImage
-	report.KernelFormat = FormatELF
-	if vmlinux, err := extractKernel(bzImage); err == nil {
-		kernel = vmlinux
-	} else {
-		report.KernelFormat, report.KernelNote = FormatBzImage, err.Error()
-	}
 	var initrd bytes.Buffer
 	if err := writeInitrd(&initrd, agent, modules); err != nil {
 		return Report{}, fmt.Errorf("make %s: %w", Initrd, err)
@@ -125,6 +120,36 @@ func Build(options Options) (Report, error) {
 		return Report{}, err
 	}
 	return report, writeAtomically(filepath.Join(options.Output, Manifest), manifest)
+}
+
+// readKernel reads the kernel of report.KernelVersion, and notes in the report what it
+// is.
+func readKernel(dir string, report *Report) ([]byte, error) {
+	report.KernelFormat = FormatELF
+	name := "vmlinux-" + report.KernelVersion
+	vmlinux, err := readBounded(filepath.Join(dir, "boot", name), maxKernel)
+	switch {
+	case err == nil:
+		report.addInput(name, vmlinux)
+		if err := enterable(vmlinux); err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", ErrNoKernel, name, err)
+		}
+		return vmlinux, nil
+	case !errors.Is(err, fs.ErrNotExist):
+		return nil, fmt.Errorf("read kernel: %w", err)
+	}
+	name = "vmlinuz-" + report.KernelVersion
+	bzImage, err := readBounded(filepath.Join(dir, "boot", name), maxKernel)
+	if err != nil {
+		return nil, fmt.Errorf("read kernel: %w", err)
+	}
+	report.addInput(name, bzImage)
+	vmlinux, err = extractKernel(bzImage)
+	if err != nil {
+		report.KernelFormat, report.KernelNote = FormatBzImage, err.Error()
+		return bzImage, nil
+	}
+	return vmlinux, nil
 }
 
 // releasePattern is what `uname -r` can be; it becomes part of file names.

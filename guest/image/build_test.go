@@ -215,3 +215,36 @@ func golden(t *testing.T, name string, got []byte) {
 		t.Errorf("%s:\n%s\nwant (UPDATE_GOLDEN=1 accepts it):\n%s", name, got, want)
 	}
 }
+
+// TestKernelOfOurOwnHasNoModules: one that is uncompressed and has everything built in
+// is taken as it lies.
+func TestKernelOfOurOwnHasNoModules(t *testing.T) {
+	options := syntheticOptions(t)
+	var builtin strings.Builder
+	for _, want := range DefaultModules() {
+		builtin.WriteString("kernel/some/" + want.Name + ".ko\n")
+	}
+	vmlinux := minimalELF(elf.PT_NOTE, pvhNote())
+	options.KernelDir = kernelTree(t, map[string]string{
+		"boot/vmlinux-6.1.0-own": string(vmlinux), "boot/vmlinuz-6.1.0-own": "not looked at",
+		"lib/modules/6.1.0-own/modules.dep": "", "lib/modules/6.1.0-own/modules.builtin": builtin.String(),
+	})
+	report, err := Build(options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report.KernelFormat != FormatELF || len(report.Modules) > 0 || report.Inputs[0].Name != "vmlinux-6.1.0-own" {
+		t.Errorf("%+v", report)
+	}
+	if !bytes.Equal(read(t, options.Output, Kernel), vmlinux) {
+		t.Error("the kernel is not the one that came in")
+	}
+	if manifest := read(t, options.Output, Manifest); !bytes.Contains(manifest, []byte(`"modules": []`)) {
+		t.Errorf("%s", manifest)
+	}
+
+	write(t, filepath.Join(options.KernelDir, "boot/vmlinux-6.1.0-own"), minimalELF(elf.PT_LOAD, nil))
+	if _, err := Build(options); !errors.Is(err, ErrNoKernel) || !strings.Contains(err.Error(), "CONFIG_PVH") {
+		t.Errorf("a kernel that cannot be entered: %v", err)
+	}
+}

@@ -44,14 +44,22 @@ func extractKernel(bzImage []byte) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("unpack the kernel: %w", err)
 	}
-	file, err := elf.NewFile(bytes.NewReader(vmlinux))
-	if err != nil {
-		return nil, fmt.Errorf("the unpacked kernel is not ELF: %w", err)
-	}
-	if !hasPVHEntry(file) {
-		return nil, errors.New("the kernel has no PVH entry point (CONFIG_PVH)")
+	if err := enterable(vmlinux); err != nil {
+		return nil, err
 	}
 	return vmlinux, nil
+}
+
+// enterable says whether QEMU can enter an uncompressed kernel.
+func enterable(vmlinux []byte) error {
+	file, err := elf.NewFile(bytes.NewReader(vmlinux))
+	if err != nil {
+		return fmt.Errorf("the uncompressed kernel is not ELF: %w", err)
+	}
+	if !hasPVHEntry(file) {
+		return errors.New("the kernel has no PVH entry point (CONFIG_PVH)")
+	}
+	return nil
 }
 
 // kernelPayload returns the compressed part of a bzImage.
