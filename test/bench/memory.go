@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/pkg/oci"
@@ -18,6 +19,7 @@ import (
 // memory looks at the processes of one running container.
 func (b *bencher) memory(ctx context.Context) error {
 	look := func(ctx context.Context, task client.Task) error {
+		time.Sleep(settle) // the shim gives back what the start needed
 		for name, find := range map[string]func() ([]int, error){
 			"shim": b.c.Shims, "QEMU": b.c.VMs, "vhost-device-vsock": b.c.VsockDaemons,
 		} {
