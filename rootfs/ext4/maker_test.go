@@ -58,6 +58,31 @@ func makeImage(t testing.TB, m ext4.Maker, path string, size int64, id uuid.UUID
 	}
 }
 
+func TestTheJournalIsNoLargerThanItMayBe(t *testing.T) {
+	m := maker(t)
+	for _, c := range []struct {
+		size    int64
+		journal int
+		want    string
+	}{
+		{16 << 30, 4, "(4096k|4M)"},
+		{16 << 30, 0, "128M"},
+		{64 << 20, 4, "(4096k|4M)"},
+		{32 << 20, 4, ""}, // as without
+	} {
+		path := filepath.Join(t.TempDir(), "image")
+		f, err := m.Make(deadline(t), path, ext4.Format{FS: "ext4", Size: c.size, JournalMiB: c.journal})
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+		output(t, "e2fsck", "-f", "-n", path)
+		if got := output(t, "dumpe2fs", "-h", path); c.want != "" && !regexp.MustCompile(`(?m)^Total journal size: +`+c.want+`$`).MatchString(got) {
+			t.Errorf("%d bytes, journal of %d MiB: want %s:\n%s", c.size, c.journal, c.want, got)
+		}
+	}
+}
+
 func must(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {

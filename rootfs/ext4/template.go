@@ -24,6 +24,8 @@ type template struct {
 	mkfs tool.State
 	path string
 	size int64
+	// options are those of mkfs.ext4 that differ between images.
+	options []string
 }
 
 const (
@@ -57,18 +59,24 @@ var (
 )
 
 // template is that for images of a size, whether it is there or not.
-func (m Maker) template(size int64) (*template, error) {
+func (m Maker) template(format Format) (*template, error) {
+	size := format.Size
 	mkfs, err := tool.Find(m.Mkfs)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w; install e2fsprogs, or set its path in the configuration", ErrTool, err)
 	}
 	key := fmt.Appendf(nil, "erofsvm ext4 1\nmkfs %d %d %d %d\nsize %d\n%s %v %v\n",
 		mkfs.Dev, mkfs.Inode, mkfs.Size, mkfs.ModTime.UnixNano(), size, features, prezeroed, lazy)
+	var options []string
+	if format.JournalMiB > 0 && size/16 >= int64(format.JournalMiB)<<20 {
+		options = []string{"-J", fmt.Sprint("size=", format.JournalMiB)}
+		key = fmt.Appendf(key, "%v\n", options)
+	}
 	if info, err := os.Stat(configFile); err == nil {
 		key = fmt.Appendf(key, "config %d %d\n", info.Size(), info.ModTime().UnixNano())
 	}
 	sum := sha256.Sum256(key)
-	return &template{mkfs: mkfs, path: filepath.Join(m.Dir, hex.EncodeToString(sum[:])+suffix), size: size}, nil
+	return &template{mkfs: mkfs, path: filepath.Join(m.Dir, hex.EncodeToString(sum[:])+suffix), size: size, options: options}, nil
 }
 
 // copyTo makes image what the template holds. The error wraps os.ErrNotExist if
@@ -161,8 +169,9 @@ func (t *template) run(ctx context.Context, f *os.File, extended []string) error
 	if err := f.Truncate(t.size); err != nil {
 		return err
 	}
+	args := append([]string{"-q", "-t", "ext4", "-O", features, "-E", strings.Join(extended, ",")}, t.options...)
 	_, err := tool.Run(ctx, t.mkfs.Path, []*os.File{f}, map[string]string{tool.Inherited(0): "the image"},
-		"-q", "-t", "ext4", "-O", features, "-E", strings.Join(extended, ","), tool.Inherited(0))
+		append(args, tool.Inherited(0))...)
 	return err
 }
 

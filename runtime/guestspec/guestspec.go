@@ -36,6 +36,9 @@ type Options struct {
 	// PassHooks hands hooks that run inside the container over to the guest.
 	// Without it they are refused.
 	PassHooks bool
+	// CgroupV1 says that the host has cgroups of version 1. Containerd asks for no
+	// cgroup namespace there.
+	CgroupV1 bool
 	// Pod is that of the container; nil for one that has its VM for itself.
 	Pod *Pod
 }
@@ -91,7 +94,7 @@ func Convert(host *specs.Spec, o Options) (Result, error) {
 	if err != nil {
 		return r, err
 	}
-	linux, err := r.linux(host.Linux, o.Pod)
+	linux, err := r.linux(host.Linux, o)
 	if err != nil {
 		return r, err
 	}

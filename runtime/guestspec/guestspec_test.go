@@ -184,6 +184,34 @@ func TestTheNetworkNamespaceIsTheVMs(t *testing.T) {
 	}
 }
 
+// TestAContainerHasACgroupNamespaceWhereItsHostMakesNone: a program that looks for its
+// limits at /sys/fs/cgroup finds them, whichever cgroups the host has.
+func TestAContainerHasACgroupNamespaceWhereItsHostMakesNone(t *testing.T) {
+	for _, c := range []struct{ v1, asked, want bool }{
+		{v1: true, want: true}, {v1: true, asked: true, want: true},
+		{}, {asked: true, want: true}, // none: that of the VM, as for a privileged container
+	} {
+		s, o := inPod(), options
+		o.CgroupV1, o.Pod = c.v1, &Pod{Pid: 7}
+		if c.asked {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+		}
+		r, err := Convert(s, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		have := 0
+		for _, ns := range r.Spec.GetLinux().GetNamespaces() {
+			if ns.GetType() == string(specs.CgroupNamespace) {
+				have++
+			}
+		}
+		if have > 1 || have == 1 != c.want {
+			t.Errorf("%+v: %d cgroup namespaces", c, have)
+		}
+	}
+}
+
 func TestAProcessIsHeldToTheSameRules(t *testing.T) {
 	p := load(t, "everything.json").Process
 	got, dropped, err := Process(p)

@@ -10,7 +10,7 @@ import (
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 )
 
-func (r *Result) linux(l *specs.Linux, pod *Pod) (*pb.Linux, error) {
+func (r *Result) linux(l *specs.Linux, o Options) (*pb.Linux, error) {
 	if len(l.UIDMappings) > 0 || len(l.GIDMappings) > 0 {
 		return nil, unsupported("linux.uidMappings and linux.gidMappings need a user namespace, which the guest does not make: the virtual machine is the boundary")
 	}
@@ -23,7 +23,7 @@ func (r *Result) linux(l *specs.Linux, pod *Pod) (*pb.Linux, error) {
 	if len(l.NetDevices) > 0 {
 		return nil, unsupported("linux.netDevices: interfaces of the host do not move into the guest")
 	}
-	namespaces, err := r.namespaces(l.Namespaces, pod)
+	namespaces, err := r.namespaces(l.Namespaces, o)
 	if err != nil {
 		return nil, err
 	}

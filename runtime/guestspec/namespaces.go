@@ -29,8 +29,13 @@ func (p *Pod) has(ns specs.LinuxNamespace) bool {
 // namespaces keeps the new ones that separate containers inside the guest. The
 // network is that of the VM, which is the pod's, as are ipc and uts where the
 // containers of a pod have them in common.
-func (r *Result) namespaces(in []specs.LinuxNamespace, pod *Pod) ([]*pb.LinuxNamespace, error) {
+//
+// On a host with cgroups of version 1 nobody has a cgroup namespace, and runc shows a
+// container its own cgroup in the place of the hierarchy. In the guest, whose cgroups
+// are of version 2, that takes a namespace.
+func (r *Result) namespaces(in []specs.LinuxNamespace, o Options) ([]*pb.LinuxNamespace, error) {
 	var out []*pb.LinuxNamespace
+	pod, ownCgroup := o.Pod, false
 	for _, ns := range in {
 		switch ns.Type {
 		case specs.NetworkNamespace:
@@ -41,6 +46,7 @@ func (r *Result) namespaces(in []specs.LinuxNamespace, pod *Pod) ([]*pb.LinuxNam
 		default:
 			return nil, invalid("linux.namespaces: unknown type %q", ns.Type)
 		}
+		ownCgroup = ownCgroup || ns.Type == specs.CgroupNamespace
 		switch {
 		case pod.has(ns):
 			r.PodPID = r.PodPID || ns.Type == specs.PIDNamespace
@@ -50,6 +56,9 @@ func (r *Result) namespaces(in []specs.LinuxNamespace, pod *Pod) ([]*pb.LinuxNam
 		default:
 			out = append(out, &pb.LinuxNamespace{Type: string(ns.Type)})
 		}
+	}
+	if o.CgroupV1 && !ownCgroup {
+		out = append(out, &pb.LinuxNamespace{Type: string(specs.CgroupNamespace)})
 	}
 	return out, nil
 }

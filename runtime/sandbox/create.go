@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/containerd/cgroups/v3"
 	"github.com/containerd/errdefs"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -185,7 +186,7 @@ func (s *Sandbox) openStreams(ctx context.Context, p *process, m *machine) error
 func convert(spec *specs.Spec, req *CreateRequest, of membership) (guestspec.Result, error) {
 	guest, err := guestspec.Convert(spec, guestspec.Options{
 		Bundle: req.Bundle, Rootfs: guestRootfs(req.ID), Copies: guestCopies(req.ID), Shares: guestShares(req),
-		PassHooks: req.Config.Guest.Hooks == "pass", Pod: of.guest(),
+		PassHooks: req.Config.Guest.Hooks == "pass", CgroupV1: cgroups.Mode() != cgroups.Unified, Pod: of.guest(),
 	})
 	if err != nil {
 		return guest, err

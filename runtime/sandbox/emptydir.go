@@ -173,12 +173,19 @@ func (m *machine) attachEmptyDir(ctx context.Context, v *emptydir.Volume, d *emp
 	return p, nil
 }
 
+// emptyDirJournal is the least journal that ext4 has. The kubelet counts what the
+// image has of the disk against the volume's sizeLimit, and a journal is written
+// round and round: a pod with a small limit would be evicted for a few lines of log.
+const emptyDirJournal = 4
+
 // makeEmptyDirImage makes a sparse image with a filesystem in it.
 func (m *machine) makeEmptyDirImage(ctx context.Context, path string) (*os.File, error) {
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Plan.Std())
 	defer cancel()
 	maker := ext4.Maker{Mkfs: m.cfg.Rootfs.MkfsExt4, Dir: filepath.Join(m.cfg.CacheDir, "ext4")}
-	return maker.Make(ctx, path, ext4.Format{FS: "ext4", Size: int64(m.cfg.Mounts.EmptyDirMiB) << 20, UUID: uuid.New()})
+	return maker.Make(ctx, path, ext4.Format{
+		FS: "ext4", Size: int64(m.cfg.Mounts.EmptyDirMiB) << 20, UUID: uuid.New(), JournalMiB: emptyDirJournal,
+	})
 }
 
 // settle has the guest write back what containers have left in volumes on disk, of

@@ -19,7 +19,7 @@ import (
 const infraSpec = `{"process":{"args":["/pause"],"cwd":"/"},"root":{},"hostname":"name",
 	"annotations":{"io.kubernetes.cri.container-type":"sandbox","io.kubernetes.cri.sandbox-id":"pod"},
 	"mounts":[{"destination":"/etc/resolv.conf","type":"bind","source":"/does/not/exist","options":["rbind","ro"]}],
-	"linux":{"namespaces":[{"type":"pid"},{"type":"ipc"},{"type":"uts"},{"type":"mount"},{"type":"network"}],
+	"linux":{"namespaces":[{"type":"pid"},{"type":"ipc"},{"type":"uts"},{"type":"mount"},{"type":"cgroup"},{"type":"network"}],
 		"sysctl":{"net.ipv4.ip_forward":"1"}}}`
 
 // memberSpec is that of a container which shares all that it can.
@@ -27,7 +27,7 @@ var memberSpec = fmt.Sprintf(`{"process":{"args":["x"],"cwd":"/"},"root":{},
 	"annotations":{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"pod"},
 	"mounts":[{"destination":"/dev/shm","type":"bind","source":"/does/not/exist","options":["rbind"]}],
 	"linux":{"namespaces":[{"type":"pid","path":"/proc/%[1]d/ns/pid"},{"type":"ipc","path":"/proc/%[1]d/ns/ipc"},
-		{"type":"uts","path":"/proc/%[1]d/ns/uts"},{"type":"mount"},{"type":"network","path":"/proc/%[1]d/ns/net"}]}}`, fakePid)
+		{"type":"uts","path":"/proc/%[1]d/ns/uts"},{"type":"mount"},{"type":"cgroup"},{"type":"network","path":"/proc/%[1]d/ns/net"}]}}`, fakePid)
 
 func (w *world) runs(t *testing.T, id, spec string) {
 	t.Helper()
@@ -117,7 +117,7 @@ func TestThePauseContainerRunsIfItIsToldTo(t *testing.T) {
 	for _, ns := range r.GetOCI().GetLinux().GetNamespaces() {
 		kinds = append(kinds, ns.GetType()+ns.GetPath())
 	}
-	if !slices.Equal(kinds, []string{"mount"}) || w.agent.sandbox.GetHostname() != "name" || r.GetOCI().GetHostname() != "" {
+	if !slices.Equal(kinds, []string{"mount", "cgroup"}) || w.agent.sandbox.GetHostname() != "name" || r.GetOCI().GetHostname() != "" {
 		t.Errorf("namespaces %q, hostname %q", kinds, r.GetOCI().GetHostname())
 	}
 }
@@ -127,7 +127,7 @@ func TestContainersOfAPodHaveInCommonWhatTheySay(t *testing.T) {
 	w.runs(t, "a", memberSpec)
 	own := strings.ReplaceAll(memberSpec, fmt.Sprintf(`"path":"/proc/%d/ns/pid"`, fakePid), `"path":""`)
 	w.runs(t, "b", own)
-	for id, want := range map[string][]string{"a": {"mount"}, "b": {"pid", "mount"}} {
+	for id, want := range map[string][]string{"a": {"mount", "cgroup"}, "b": {"pid", "mount", "cgroup"}} {
 		r := w.agent.container(id)
 		var kinds []string
 		for _, ns := range r.GetOCI().GetLinux().GetNamespaces() {
