@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -195,15 +196,7 @@ func (m *machine) obtain(ctx context.Context) error {
 func (m *machine) personalise(ctx context.Context) error {
 	begun := time.Now()
 	defer m.trace.phase("personalise", begun)
-	seed := make([]byte, seedSize)
-	rand.Read(seed)
-	if err := m.agent.Check(ctx); err != nil {
-		return err
-	}
-	if err := m.agent.ReseedRandomDev(ctx, seed); err != nil {
-		return err
-	}
-	if err := m.agent.SetGuestDateTime(ctx, time.Now()); err != nil {
+	if err := m.makeUnique(ctx); err != nil {
 		return err
 	}
 	if err := m.learn(ctx); err != nil {
@@ -213,6 +206,27 @@ func (m *machine) personalise(ctx context.Context) error {
 		return err
 	}
 	return m.agent.CreateSandbox(ctx, &pb.CreateSandboxRequest{Hostname: m.hostname, SandboxId: m.id, Storages: m.shared()})
+}
+
+// makeUnique comes before everything else, since the guest can be one of several
+// that a template was resumed to. An agent that does not have the one call for it
+// has those of Kata's.
+func (m *machine) makeUnique(ctx context.Context) error {
+	seed := make([]byte, seedSize+16)
+	rand.Read(seed)
+	_, err := m.agent.Personalise(ctx, agentclient.Personality{
+		Entropy: seed[:seedSize], MachineID: hex.EncodeToString(seed[seedSize:]), Time: time.Now(), Hostname: m.hostname,
+	})
+	if !errdefs.IsNotImplemented(err) {
+		return err
+	}
+	if err := m.agent.Check(ctx); err != nil {
+		return err
+	}
+	if err := m.agent.ReseedRandomDev(ctx, seed[:seedSize]); err != nil {
+		return err
+	}
+	return m.agent.SetGuestDateTime(ctx, time.Now())
 }
 
 // shared are the storages that the containers of a pod have in common: their
