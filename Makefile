@@ -26,8 +26,8 @@ AGENT_BUILD := CGO_ENABLED=1 PKG_CONFIG=$(SECCOMP)/pkg-config CGO_LDFLAGS='-O2 -
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # The packages whose tests run the whole path have a target of their own.
-E2E_PACKAGES  := ./test/e2e/... ./test/faults/... ./test/truth/... ./test/cri/...
-UNIT_PACKAGES = $$(go list ./... | grep -v -E '/test/(e2e|faults|truth|cri)(/|$$)')
+E2E_PACKAGES  := ./test/e2e/... ./test/faults/... ./test/truth/... ./test/cri/... ./test/templates/...
+UNIT_PACKAGES = $$(go list ./... | grep -v -E '/test/(e2e|faults|truth|cri|templates)(/|$$)')
 TEST_FLAGS    ?=
 FUZZ_TIME     ?= 2m
 
