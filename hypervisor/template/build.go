@@ -55,8 +55,8 @@ func (s Store) Build(ctx context.Context, d qemu.Description, save Save) (err er
 	if err := s.mayTry(key); err != nil {
 		return err
 	}
-	// One that is there now is not whole.
-	if err := errors.Join(s.remove(key), s.sweep()); err != nil {
+	// One of this key that is there now is not whole.
+	if err := s.sweep(); err != nil {
 		return err
 	}
 	if err := s.build(ctx, key, d, save); err != nil {
@@ -152,7 +152,8 @@ func (s Store) noteError(key Key, why error) error {
 	return os.WriteFile(s.failed(key), []byte(text[:min(len(text), maxManifest)]+"\n"), 0o600)
 }
 
-// sweep removes what builds left that were killed. The caller has the lock.
+// sweep removes what builds left that were killed, and templates that are not whole.
+// The caller has the lock.
 func (s Store) sweep() error {
 	entries, err := os.ReadDir(s.Dir)
 	if err != nil {
@@ -162,6 +163,13 @@ func (s Store) sweep() error {
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), building) {
 			errs = append(errs, removeTree(filepath.Join(s.Dir, e.Name())))
+		}
+		if key := Key(e.Name()); key.check() == nil {
+			if _, f, err := s.open(key); err != nil {
+				errs = append(errs, s.remove(key))
+			} else {
+				errs = append(errs, f.Close())
+			}
 		}
 	}
 	return errors.Join(errs...)

@@ -263,6 +263,8 @@ func TestWhatAKilledBuildLeftGoes(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(half, stateFile), []byte("half"), 0o400); err != nil {
 		t.Fatal(err)
 	}
+	torn := build(t, s, 3)
+	replace(t, filepath.Join(s.Dir, string(torn)), manifestFile, "{")
 	build(t, s, 2)
 	if left := names(t, s); len(left) != 2 {
 		t.Errorf("left: %v", left)

@@ -48,6 +48,7 @@ type machine struct {
 	log    *log.Entry
 	trace  *trace
 	start  startVM
+	lend   lender
 	died   func(*machine)
 	oom    func(*machine)
 	layers layerNames
@@ -113,7 +114,7 @@ func newMachine(s *Sandbox, config configs.Config, who identity) *machine {
 		log:   logger,
 		net:   newPodNetwork(config, logger),
 		trace: newTrace(config.Debug.TraceDir, s.namespace, who.id, who.begun),
-		start: s.start, died: s.died, oom: s.watchOOM,
+		start: s.start, lend: s.lend, died: s.died, oom: s.watchOOM,
 		ctx: ctx, cancel: cancel, ready: make(chan struct{}),
 		size: size{turn: make(chan struct{}, 1)},
 	}

@@ -44,6 +44,9 @@ func BuildsTemplate(args []string) bool { return template.IsWork(args) }
 // BuildTemplate does a template.Job, and returns the exit status of the process.
 func BuildTemplate(in io.Reader, errs io.Writer) int { return template.Work(in, errs) }
 
+// lender is how a VM gets its template: by a Store, but in tests.
+type lender func(s template.Store, ctx context.Context, spec qemu.Spec) (*template.Loan, qemu.Spec, error)
+
 // goOn tries to get a VM from a template, up to the point where the guest is made one
 // of its own. It says whether it did: if not, the VM is to be booted, and nothing of
 // the attempt is left. An error means that the pod is given up.
@@ -54,7 +57,7 @@ func (m *machine) goOn(ctx context.Context, spec qemu.Spec) (bool, error) {
 	begun := time.Now()
 	store := TemplateStore(m.cfg)
 	described, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.QEMU.Std())
-	loan, resumed, err := store.Lend(described, spec)
+	loan, resumed, err := m.lend(store, described, spec)
 	cancel()
 	m.trace.phase("template", begun)
 	switch {
