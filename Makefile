@@ -130,6 +130,7 @@ BENCH_REPORT := go -C test/bench/report run . -dir $(CURDIR)/$(BENCH)
 bench: guest-image images conformance-program ## a ctr run by phases, memory, layers, execs and their streams, runc beside, into .build/bench/report.md
 	@test/setup/tools.sh fio runc iperf3
 	@$(ENV) go run ./test/bench -out $(BENCH)
+	@$(ENV) go run ./test/bench/templates -out $(BENCH)
 	@$(ENV) go run ./test/bench/disks -out $(BENCH)
 	@$(ENV) go run ./test/bench/execs -out $(BENCH)
 	@$(ENV) go run ./test/bench/network -out $(BENCH)
@@ -142,6 +143,7 @@ bench: guest-image images conformance-program ## a ctr run by phases, memory, la
 bench-quick: guest-image images ## the same within ten minutes, with fewer samples and without runc
 	@test/setup/tools.sh fio iperf3
 	@$(ENV) go run ./test/bench -out $(BENCH) -runs 2 -pods 1,3
+	@$(ENV) go run ./test/bench/templates -out $(BENCH) -runs 2 -pods 3
 	@$(ENV) go run ./test/bench/disks -out $(BENCH) -runs 1
 	@$(ENV) go run ./test/bench/execs -out $(BENCH) -samples 50 -execs 50 -size 64 -flow 64
 	@$(ENV) go run ./test/bench/network -out $(BENCH) -runs 1
