@@ -30,7 +30,7 @@ func announce(lines *agentlog.Log, settled <-chan guest) {
 	events, err := uevent.Listen()
 	if err == nil {
 		defer events.Close()
-		err = dialHost(dialReady)
+		err = dialHost()
 		if errors.Is(err, unix.ENODEV) {
 			err = (<-settled).serveAsTemplate(events)
 		}
@@ -52,17 +52,20 @@ func (g guest) serveAsTemplate(events *uevent.Events) error {
 	if err := g.modules.Load(context.Background(), layout.StageNetwork); err != nil {
 		return err
 	}
+	if err := boot.Tidy(); err != nil {
+		return err
+	}
 	if _, err := fmt.Fprintln(g.console, layout.TemplateReady); err != nil {
 		return err
 	}
-	return dialPlugged(events)
+	return dialPlugged(events.Next, dialHost)
 }
 
 // dialPlugged dials when there is a device. It waits without a deadline: a
 // template may be used in a year.
-func dialPlugged(events *uevent.Events) error {
+func dialPlugged(next func(context.Context) (uevent.Event, error), dial func() error) error {
 	for {
-		event, err := events.Next(context.Background())
+		event, err := next(context.Background())
 		if err != nil {
 			return err
 		}
@@ -71,14 +74,15 @@ func dialPlugged(events *uevent.Events) error {
 		if !event.Lost && (event.Get("SUBSYSTEM") != "virtio" || event.Get("ACTION") != "bind") {
 			continue
 		}
-		if err := dialHost(dialReady); !errors.Is(err, unix.ENODEV) {
+		if err := dial(); !errors.Is(err, unix.ENODEV) {
 			return err
 		}
 	}
 }
 
-func dialHost(dial func(context.Context) error) error {
+// dialHost gives ENODEV where there is no device.
+func dialHost() error {
 	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
 	defer cancel()
-	return dial(ctx)
+	return dialReady(ctx)
 }

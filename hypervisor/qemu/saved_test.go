@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/erofsvm/erofsvm/hypervisor"
+	"github.com/erofsvm/erofsvm/hypervisor/internal/testguest"
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
 )
 
@@ -206,6 +207,13 @@ func TestTooOldQEMUIsSaid(t *testing.T) {
 	if _, _, err := Describe(within(t), spec); !errors.Is(err, ErrNotSavable) || !strings.Contains(err.Error(), "8.2") {
 		t.Errorf("%v", err)
 	}
+	eachQEMU(t, func(t *testing.T, spec Spec) {
+		spec.stopped = false
+		_, _, err := Describe(within(t), spec)
+		if old := spec.Binary == testguest.Find(t).OldestQEMU; old != errors.Is(err, ErrNotSavable) || !old && err != nil {
+			t.Errorf("%v", err)
+		}
+	})
 }
 
 // fakeProgram is a file of which the cache says that it is a QEMU.
