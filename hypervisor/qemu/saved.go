@@ -6,13 +6,13 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
 	"os"
 	"sync"
 
 	"github.com/erofsvm/erofsvm/hypervisor/internal/child"
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
-
-	"net"
 )
 
 // A VM can be booted once, saved, and gone on with in any number of others. What is
@@ -122,9 +122,7 @@ func (m *Machine) migrate(ctx context.Context, command string, file *os.File, op
 		return err
 	}
 	arguments := map[string]any{"uri": fmt.Sprintf("file:/dev/fdset/%d", set)}
-	for name, value := range options {
-		arguments[name] = value
-	}
+	maps.Copy(arguments, options)
 	if err := m.proc.monitor.Execute(ctx, command, arguments, nil); err != nil {
 		return err
 	}

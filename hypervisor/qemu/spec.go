@@ -50,7 +50,7 @@ const (
 
 // Spec is everything there is to know to start a VM. It is plain data: nothing
 // that the guest could see names a pod, and two VMs of one configuration differ
-// in Dir and NetNS alone.
+// in Dir, NetNS and From alone.
 type Spec struct {
 	// Dir is the VM's private directory, an absolute path that does not
 	// exist or is empty; Start makes it (mode 0700) and the end of the VM
