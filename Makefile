@@ -28,8 +28,8 @@ AGENT_BUILD := CGO_ENABLED=1 PKG_CONFIG=$(SECCOMP)/pkg-config CGO_LDFLAGS='-O2 -
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # The packages whose tests run the whole path have a target of their own.
-E2E_PACKAGES  := ./test/e2e/... ./test/faults/... ./test/truth/... ./test/cri/...
-UNIT_PACKAGES = $$(go list ./... | grep -v -E '/test/(e2e|faults|truth|cri)(/|$$)')
+E2E_PACKAGES  := ./test/e2e/... ./test/faults/... ./test/truth/... ./test/cri/... ./test/templates/...
+UNIT_PACKAGES = $$(go list ./... | grep -v -E '/test/(e2e|faults|truth|cri|templates)(/|$$)')
 TEST_FLAGS    ?=
 FUZZ_TIME     ?= 2m
 
@@ -132,6 +132,7 @@ BENCH_REPORT := go -C test/bench/report run . -dir $(CURDIR)/$(BENCH)
 bench: guest-image images conformance-program ## a ctr run by phases, memory, layers, execs and their streams, pods, runc beside, into .build/bench/report.md
 	@test/setup/tools.sh fio runc iperf3
 	@$(ENV) go run ./test/bench -out $(BENCH)
+	@$(ENV) go run ./test/bench/templates -out $(BENCH)
 	@$(ENV) go run ./test/bench/disks -out $(BENCH)
 	@$(ENV) go run ./test/bench/execs -out $(BENCH)
 	@$(ENV) go run ./test/bench/network -out $(BENCH)
@@ -145,6 +146,7 @@ bench: guest-image images conformance-program ## a ctr run by phases, memory, la
 bench-quick: guest-image images ## the same within ten minutes, with fewer samples and without runc
 	@test/setup/tools.sh fio iperf3
 	@$(ENV) go run ./test/bench -out $(BENCH) -runs 2 -pods 1,3
+	@$(ENV) go run ./test/bench/templates -out $(BENCH) -runs 2 -pods 3
 	@$(ENV) go run ./test/bench/disks -out $(BENCH) -runs 1
 	@$(ENV) go run ./test/bench/execs -out $(BENCH) -samples 50 -execs 50 -size 64 -flow 64
 	@$(ENV) go run ./test/bench/network -out $(BENCH) -runs 1

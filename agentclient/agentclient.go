@@ -47,7 +47,7 @@ const maxErrorText = 4 << 10
 // deadline and that of the caller's context.
 type Deadlines struct {
 	Query   time.Duration // Check, Version, GetGuestDetails, Stats and Lists: the agent only looks
-	Sandbox time.Duration // CreateSandbox, DestroySandbox, SetGuestDateTime, ReseedRandomDev, network
+	Sandbox time.Duration // Personalise, CreateSandbox, DestroySandbox, SetGuestDateTime, ReseedRandomDev, network
 	Create  time.Duration // CreateContainer, ExecProcess: disks are awaited and mounted
 	Start   time.Duration // StartContainer
 	Signal  time.Duration // SignalProcess, TtyWinResize, CloseStdin, Pause, Resume, Update, OnlineCPUMem
@@ -90,6 +90,7 @@ type Client struct {
 	conn      *ttrpc.Client
 	agent     pb.AgentServiceService
 	health    pb.HealthService
+	guest     pb.GuestServiceService
 	deadlines Deadlines
 	done      chan struct{}
 }
@@ -101,6 +102,7 @@ func New(conn net.Conn, d Deadlines) *Client {
 	c.conn = ttrpc.NewClient(conn, ttrpc.WithOnClose(func() { close(c.done) }))
 	c.agent = pb.NewAgentServiceClient(c.conn)
 	c.health = pb.NewHealthClient(c.conn)
+	c.guest = pb.NewGuestServiceClient(c.conn)
 	return c
 }
 

@@ -50,6 +50,34 @@ func (c *Client) OnlineCPUMem(ctx context.Context, vcpus int, memory bool) error
 	return err
 }
 
+// Personality is what makes a guest one of its own.
+type Personality struct {
+	Entropy   []byte // 32 to 512 fresh random bytes
+	Time      time.Time
+	Hostname  string // empty: left as it is
+	MachineID string // 32 hexadecimal digits, or empty
+}
+
+// sampleSize is how many random bytes a guest answers with.
+const sampleSize = 16
+
+// Personalise gives a guest, which may be the twin of others until then, what makes
+// it one of its own. It comes first. The answer is what the guest draws from its
+// generator now, for comparing guests. An agent of others gives
+// errdefs.ErrNotImplemented.
+func (c *Client) Personalise(ctx context.Context, who Personality) (sample []byte, err error) {
+	resp, err := call(ctx, "Personalise", c.deadlines.Sandbox, c.guest.Personalise, &pb.PersonaliseRequest{
+		Entropy: who.Entropy, UnixNanos: who.Time.UnixNano(), Hostname: who.Hostname, MachineId: who.MachineID,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(resp.GetSample()) != sampleSize {
+		return nil, fmt.Errorf("agent Personalise: a sample of %d bytes: %w", len(resp.GetSample()), ErrBadReply)
+	}
+	return resp.GetSample(), nil
+}
+
 // SetGuestDateTime sets the guest's clock to t, in whole microseconds.
 func (c *Client) SetGuestDateTime(ctx context.Context, t time.Time) error {
 	_, err := call(ctx, "SetGuestDateTime", c.deadlines.Sandbox, c.agent.SetGuestDateTime,

@@ -72,6 +72,8 @@ type Hypervisor struct {
 	Slots        int    `toml:"slots"`
 	BlockDriver  string `toml:"block_driver"`
 	AIO          string `toml:"aio"`
+	Templates    string `toml:"templates"`
+	TemplatesMiB int    `toml:"templates_mib"`
 }
 
 // Guest names the guest image.
@@ -126,6 +128,9 @@ type Mounts struct {
 // BindVirtioFS is the value of Mounts.Bind that has guests see the host's files.
 const BindVirtioFS = "virtiofs"
 
+// TemplatesOn is the value of Hypervisor.Templates that has VMs go on from saved ones.
+const TemplatesOn = "on"
+
 // EmptyDirGuest is the value of Mounts.EmptyDir that has emptyDirs live in the guest.
 const EmptyDirGuest = "guest"
 
@@ -149,16 +154,17 @@ type Annotations struct {
 
 // Deadlines bound every wait.
 type Deadlines struct {
-	QEMU   Duration `toml:"qemu"`
-	Agent  Duration `toml:"agent"`
-	Plug   Duration `toml:"plug"`
-	Call   Duration `toml:"call"`
-	Plan   Duration `toml:"plan"`
-	Create Duration `toml:"create"`
-	Unplug Duration `toml:"unplug"`
-	Stop   Duration `toml:"stop"`
-	Drain  Duration `toml:"drain"`
-	Hook   Duration `toml:"hook"`
+	QEMU     Duration `toml:"qemu"`
+	Agent    Duration `toml:"agent"`
+	Template Duration `toml:"template"`
+	Plug     Duration `toml:"plug"`
+	Call     Duration `toml:"call"`
+	Plan     Duration `toml:"plan"`
+	Create   Duration `toml:"create"`
+	Unplug   Duration `toml:"unplug"`
+	Stop     Duration `toml:"stop"`
+	Drain    Duration `toml:"drain"`
+	Hook     Duration `toml:"hook"`
 }
 
 // Log configures the shim's log.
@@ -309,6 +315,8 @@ func (c *Config) Validate() error {
 	between("hypervisor.slots", c.Hypervisor.Slots, 2, MaxSlots)
 	oneOf("hypervisor.block_driver", c.Hypervisor.BlockDriver, "virtio-blk", "virtio-scsi")
 	oneOf("hypervisor.aio", c.Hypervisor.AIO, "threads", "io_uring")
+	oneOf("hypervisor.templates", c.Hypervisor.Templates, "off", TemplatesOn)
+	between("hypervisor.templates_mib", c.Hypervisor.TemplatesMiB, 1, 1<<20)
 	file("guest.kernel", c.Guest.Kernel, true)
 	file("guest.initrd", c.Guest.Initrd, true)
 	if strings.ContainsAny(c.Guest.KernelParams, "\n\r\x00") {
@@ -339,7 +347,7 @@ func (c *Config) Validate() error {
 		}
 	}
 	for key, d := range map[string]Duration{
-		"qemu": c.Deadlines.QEMU, "agent": c.Deadlines.Agent, "plug": c.Deadlines.Plug,
+		"qemu": c.Deadlines.QEMU, "agent": c.Deadlines.Agent, "template": c.Deadlines.Template, "plug": c.Deadlines.Plug,
 		"call": c.Deadlines.Call, "plan": c.Deadlines.Plan, "create": c.Deadlines.Create,
 		"unplug": c.Deadlines.Unplug, "stop": c.Deadlines.Stop, "drain": c.Deadlines.Drain,
 		"hook": c.Deadlines.Hook,

@@ -23,6 +23,6 @@ mkdir -p "$work/src/$(dirname "$module")"
 ln -s "$root" "$work/src/$module"
 PATH=$PLUGINS:$PATH "${PROTOC:-protoc}" -I "$work/src" ${PROTOC_INCLUDE:+-I "$PROTOC_INCLUDE"} \
 	--go_out="$work/src" --go-ttrpc_out="$work/src" \
-	"$work/src/$module"/agentclient/pb/{types,oci,csi,health,agent}.proto
+	"$work/src/$module"/agentclient/pb/{types,oci,csi,health,agent,guest}.proto
 PATH=$PLUGINS:$PATH "${PROTOC:-protoc}" -I "$work/src" ${PROTOC_INCLUDE:+-I "$PROTOC_INCLUDE"} \
 	--go_out="$work/src" "$work/src/$module/runtime/sandboxapi/podconfig/podconfig.proto"

@@ -17,6 +17,7 @@ import (
 	"github.com/erofsvm/erofsvm/configs/nodelabel"
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/rootfs/planview"
+	"github.com/erofsvm/erofsvm/runtime/templates"
 )
 
 func main() {
@@ -31,7 +32,7 @@ func main() {
 
 func command() *cobra.Command {
 	root := &cobra.Command{Use: "erofsvm", Short: "install the runtime erofsvm, or look into it", SilenceUsage: true, SilenceErrors: true}
-	root.AddCommand(planview.NewCommand(defaults()), hostcheck.NewCommand(), install.NewCommand(), install.NewUninstallCommand(), nodelabel.NewCommand())
+	root.AddCommand(planview.NewCommand(defaults()), hostcheck.NewCommand(), install.NewCommand(), install.NewUninstallCommand(), nodelabel.NewCommand(), templates.NewCommand())
 	return root
 }
 

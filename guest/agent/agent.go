@@ -35,10 +35,7 @@ import (
 	"github.com/erofsvm/erofsvm/guest/verity"
 )
 
-const (
-	stateDir    = "/run/erofsvm"  // libcontainer's records
-	dialTimeout = 5 * time.Second // of the one dial that says "I listen"
-)
+const stateDir = "/run/erofsvm" // libcontainer's records
 
 // Run listens, says so, makes the system, and serves until the guest ends.
 //
@@ -58,7 +55,8 @@ func Run(began time.Time) error {
 	}
 	listening := time.Since(began)
 	lines := agentlog.New()
-	go sayListening(lines)
+	settled := make(chan guest, 1)
+	go announce(lines, settled)
 
 	if err := boot.Root(); err != nil {
 		return err
@@ -119,6 +117,7 @@ func Run(began time.Time) error {
 		defer close(ready)
 		finishBoot(modules, log)
 		log.Info("agent serves", "listening_after", listening, "mounted_after", mounted, "ready_after", time.Since(began), "uptime", uptime())
+		settled <- guest{console, demand}
 	}()
 
 	boot.ReapOrphans(ctx.Done())
@@ -150,15 +149,6 @@ func finishBoot(modules []boot.Module, log *slog.Logger) {
 	}
 	if err := boot.Loopback(); err != nil {
 		log.Error("no loopback", "error", err.Error())
-	}
-}
-
-// sayListening tells the host; the log has it when nobody waited there.
-func sayListening(lines *agentlog.Log) {
-	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
-	defer cancel()
-	if err := dialReady(ctx); err != nil {
-		slog.New(slog.NewJSONHandler(lines, nil)).Info("nobody waits for the agent", "error", err.Error())
 	}
 }
 

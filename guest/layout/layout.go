@@ -48,3 +48,7 @@ const (
 	PortPorts   = streamwire.PortsPort // TCP ports of the loopback, docs/ports-wire.md
 	PortReady   = 1028                 // on the host (CID 2): the agent dials it once when it listens
 )
+
+// TemplateReady is the line that a guest without a vsock device writes to its console
+// when it may be saved as a template.
+const TemplateReady = "erofsvm-agent: this guest can be a template"

@@ -158,23 +158,28 @@ func (a *agent) ReseedRandomDev(_ context.Context, r *pb.ReseedRandomDevRequest)
 	if n := len(r.GetData()); n == 0 || n > maxSeed {
 		return nil, fmt.Errorf("a seed of %d bytes, want 1 to %d: %w", n, maxSeed, errdefs.ErrInvalidArgument)
 	}
+	return empty, reseed(r.GetData())
+}
+
+// reseed takes at most maxSeed bytes.
+func reseed(seed []byte) error {
 	random, err := os.OpenFile("/dev/random", os.O_RDWR, 0)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer random.Close()
 	pool := struct { // struct rand_pool_info, include/uapi/linux/random.h
 		bits, size int32
 		buf        [maxSeed]byte
-	}{bits: int32(len(r.GetData()) * 8), size: int32(len(r.GetData()))}
-	copy(pool.buf[:], r.GetData())
+	}{bits: int32(len(seed) * 8), size: int32(len(seed))}
+	copy(pool.buf[:], seed)
 	if _, _, e := unix.Syscall(unix.SYS_IOCTL, random.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&pool))); e != 0 {
-		return nil, os.NewSyscallError("ioctl(RNDADDENTROPY)", e)
+		return os.NewSyscallError("ioctl(RNDADDENTROPY)", e)
 	}
 	if _, _, e := unix.Syscall(unix.SYS_IOCTL, random.Fd(), rndReseedCRNG, 0); e != 0 {
-		return nil, os.NewSyscallError("ioctl(RNDRESEEDCRNG)", e)
+		return os.NewSyscallError("ioctl(RNDRESEEDCRNG)", e)
 	}
-	return empty, nil
+	return nil
 }
 
 // rndReseedCRNG is RNDRESEEDCRNG, _IO('R', 7).

@@ -53,6 +53,7 @@ func New(c Config) (*ttrpc.Server, error) {
 	}
 	pb.RegisterAgentServiceService(s, &agent{containers: c.Containers, sandbox: c.Sandbox, network: c.Network, machine: machine{"/sys"}, ready: c.Ready, log: c.Log})
 	pb.RegisterHealthService(s, health{})
+	pb.RegisterGuestServiceService(s, &guest{containers: c.Containers, root: "/"})
 	return s, nil
 }
 

@@ -81,7 +81,16 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		"-object", "rng-builtin,id=rng",
 		"-device", fmt.Sprintf("virtio-rng-pci,rng=rng,bus=pcie.0,addr=%02x,disable-legacy=on", addrRNG),
 	}
-	args = append(args, vsockDevice(dev)...)
+	switch s.role() {
+	case boots:
+		args = append(args, vsockChardev(dev)...)
+		args = append(args, vsockAtBoot(dev)...)
+	case template:
+		args = append(args, "-device", "vmgenid,guid="+s.generation)
+	case resumes:
+		args = append(args, vsockChardev(dev)...)
+		args = append(args, "-device", "vmgenid,guid="+s.generation, "-incoming", "defer")
+	}
 	args = append(args, slotDevices(s)...)
 	if s.stopped {
 		args = append(args, "-S")
@@ -141,15 +150,34 @@ func backendType(shared bool) string {
 	return "memory-backend-ram"
 }
 
-func vsockDevice(dev vsock.Wiring) []string {
+// vsockChardev is QEMU's connection to a vsock daemon.
+func vsockChardev(dev vsock.Wiring) []string {
 	if dev.Kind == vsock.Kernel {
-		return []string{"-device", fmt.Sprintf("vhost-vsock-pci,id=vsock,bus=pcie.0,addr=%02x,disable-legacy=on,guest-cid=%d,vhostfd=%d",
-			addrVsock, dev.CID, fdVsock)}
+		return nil
 	}
-	return []string{
-		"-chardev", fmt.Sprintf("socket,id=vsock,fd=%d", fdVsock),
-		"-device", fmt.Sprintf("vhost-user-vsock-pci,id=vsock,bus=pcie.0,addr=%02x,disable-legacy=on,chardev=vsock", addrVsock),
+	return []string{"-chardev", fmt.Sprintf("socket,id=vsock,fd=%d", fdVsock)}
+}
+
+func vsockAtBoot(dev vsock.Wiring) []string {
+	place := fmt.Sprintf("id=vsock,bus=pcie.0,addr=%02x,disable-legacy=on", addrVsock)
+	if dev.Kind == vsock.Kernel {
+		return []string{"-device", fmt.Sprintf("vhost-vsock-pci,%s,guest-cid=%d,vhostfd=%d", place, dev.CID, fdVsock)}
 	}
+	return []string{"-device", fmt.Sprintf("vhost-user-vsock-pci,%s,chardev=vsock", place)}
+}
+
+// vsockPlugged is the argument of device_add: the root bus takes no devices while
+// the machine is there, so it goes behind a bridge, as disks do.
+func vsockPlugged(dev vsock.Wiring, at slot) map[string]any {
+	options := map[string]any{"id": "vsock", "bus": at.bus(), "addr": at.addr(), "disable-legacy": "on"}
+	if dev.Kind == vsock.Kernel {
+		// The number of a descriptor is no name in the monitor's list, as long as it
+		// begins with a digit (monitor/fds.c, monitor_fd_param).
+		options["driver"], options["guest-cid"], options["vhostfd"] = "vhost-vsock-pci", dev.CID, strconv.Itoa(fdVsock)
+	} else {
+		options["driver"], options["chardev"] = "vhost-user-vsock-pci", "vsock"
+	}
+	return options
 }
 
 // slotDevices are the devices that disks, shares and network interfaces are plugged
@@ -161,7 +189,7 @@ func slotDevices(s Spec) []string {
 		// are: so both kinds of disk share the files' aio and nothing else.
 		args = append(args, "-device", fmt.Sprintf("virtio-scsi-pci,id=%s,bus=pcie.0,addr=%02x,disable-legacy=on", scsiController, addrSCSI))
 	}
-	for i := range bridges(int(s.firstNICSlot()) + s.NICSlots) {
+	for i := range bridges(s.slotCount()) {
 		// shpc=off: Debian's cloud kernel has no driver for it; ACPI plugs. The
 		// firmware gives an empty bridge no addresses unless it asks, and a
 		// disk would find none: it needs 4 KiB, and 16 KiB prefetchable.
@@ -184,6 +212,18 @@ func (s Spec) firstNICSlot() slot {
 	}
 	return slot(s.DiskSlots)
 }
+
+// slotCount is how many slots there are behind bridges.
+func (s Spec) slotCount() int {
+	n := int(s.vsockSlot())
+	if s.role() != boots {
+		n++
+	}
+	return n
+}
+
+// vsockSlot is the last one, for a vsock device that is not there at boot.
+func (s Spec) vsockSlot() slot { return s.firstNICSlot() + slot(s.NICSlots) }
 
 // shareSlots is how many slots there are for shares alone: where disks need none.
 func (s Spec) shareSlots() int {

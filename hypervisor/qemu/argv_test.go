@@ -27,6 +27,10 @@ func TestArgv(t *testing.T) {
 	nics.DiskSlots, nics.NICSlots, scsiNICs.NICSlots = 31, 8, 8
 	growing := spec
 	growing.MaxVCPUs, growing.MaxMemoryMiB = 4, 2048
+	saving, resuming, late := nics, nics, scsiNICs
+	saving.saving, saving.generation = true, noGeneration
+	resuming.From, resuming.generation = os.Stdin, "0a1b2c3d-4e5f-4a6b-8c7d-8e9fa0b1c2d3"
+	late.From, late.generation = os.Stdin, resuming.generation
 	for name, tc := range map[string]struct {
 		spec  Spec
 		accel Accelerator
@@ -38,6 +42,9 @@ func TestArgv(t *testing.T) {
 		"tcg-nics":           {nics, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
 		"tcg-scsi-nics":      {scsiNICs, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
 		"kvm-growing":        {growing, AcceleratorKVM, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
+		"tcg-saving":         {saving, AcceleratorTCG, wiringOf(vsock.VhostUser)},
+		"tcg-resuming":       {resuming, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
+		"kvm-scsi-resuming":  {late, AcceleratorKVM, vsock.Wiring{Kind: vsock.Kernel, CID: 4711}},
 		"no-slots-old-model": {few, AcceleratorTCG, vsock.Wiring{Kind: vsock.Kernel, CID: 5}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -96,6 +103,31 @@ func TestVhostUserHasSharedMemory(t *testing.T) {
 	}
 	if shared(vsock.Wiring{Kind: vsock.Kernel, CID: 3}) {
 		t.Error("memory is shared without need")
+	}
+}
+
+// What is saved and what goes on from it are one machine, but for the generation and
+// what the second one needs to be plugged into it.
+func TestVMGoesOnInTheMachineThatWasSaved(t *testing.T) {
+	spec := Spec{MemoryMiB: 256, DiskSlots: 31}.withDefaults()
+	saving, resuming := spec, spec
+	saving.saving, saving.generation = true, noGeneration
+	resuming.From, resuming.generation = os.Stdin, newGeneration()
+	for _, kind := range []vsock.Kind{vsock.Kernel, vsock.VhostUser} {
+		was := argv(saving, AcceleratorTCG, wiringOf(kind))
+		var is []string
+		for _, a := range argv(resuming, AcceleratorTCG, wiringOf(kind)) {
+			switch {
+			case a == "-incoming", a == "defer":
+			case strings.HasPrefix(a, "socket,id=vsock,"):
+				is = is[:len(is)-1] // with its -chardev
+			default:
+				is = append(is, strings.ReplaceAll(a, resuming.generation, noGeneration))
+			}
+		}
+		if !slices.Equal(was, is) {
+			t.Errorf("%s: saved\n%s\nand gone on with\n%s", kind, lines(was), lines(is))
+		}
 	}
 }
 

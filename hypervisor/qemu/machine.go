@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -34,6 +35,7 @@ type Timings struct {
 	Vsock time.Duration // the vsock device with its daemon
 	Exec  time.Duration // until QEMU's process exists
 	QMP   time.Duration // from there until QEMU answers on its monitor
+	Load  time.Duration // what was saved read, and the vsock device plugged in
 	Ready time.Duration // from QEMU's process until the agent listens
 }
 
@@ -94,6 +96,12 @@ func Start(ctx context.Context, spec Spec) (*Machine, error) {
 	if err := spec.validate(); err != nil {
 		return nil, err
 	}
+	switch spec.role() {
+	case template:
+		spec.generation = noGeneration
+	case resumes:
+		spec.generation = newGeneration()
+	}
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	m := &Machine{
@@ -134,26 +142,30 @@ func (m *Machine) start(ctx context.Context) (err error) {
 		}
 	}()
 
-	if m.accel, err = chooseAccelerator(ctx, m.spec); err != nil {
-		return err
+	if m.accel = m.spec.decided; m.accel.Accelerator == "" {
+		if m.accel, err = chooseAccelerator(ctx, m.spec); err != nil {
+			return err
+		}
 	}
-	if m.accel.Accelerator == AcceleratorTCG && !m.spec.disguised {
-		m.spec.MaxVCPUs = m.spec.VCPUs
-	}
+	m.spec = m.spec.settled(m.accel.Accelerator)
 	if m.aio, err = chooseAIO(ctx, m.spec); err != nil {
 		return err
 	}
 	phase(&m.timings.Probe)
 
-	m.vsock, err = vsock.Open(ctx, vsock.Config{Kind: m.spec.Vsock, Daemon: m.spec.VsockDaemon, Dir: m.spec.Dir})
-	if err != nil {
+	said := newLineSeen(templateReady)
+	if m.vsock, err = m.openVsock(ctx, said); err != nil {
 		return err
 	}
 	phase(&m.timings.Vsock)
 
 	wiring := m.vsock.Wiring()
 	m.growth.shared = sharedMemory(m.spec, wiring)
-	m.proc, err = launchIn(m.spec.NetNS, m.spec.Binary, argv(m.spec, m.accel.Accelerator, wiring), wiring.File)
+	var inherited []*os.File
+	if wiring.File != nil {
+		inherited = append(inherited, wiring.File)
+	}
+	m.proc, err = launchIn(m.spec.NetNS, said, m.spec.Binary, argv(m.spec, m.accel.Accelerator, wiring), inherited...)
 	m.vsock.Release()
 	if err != nil {
 		return err
@@ -183,12 +195,26 @@ func (m *Machine) start(ctx context.Context) (err error) {
 		return err
 	}
 	phase(&m.timings.QMP)
+	if m.spec.role() == resumes {
+		if err := m.resume(ctx); err != nil {
+			return err
+		}
+		phase(&m.timings.Load)
+	}
 	log.G(ctx).WithFields(log.Fields{
 		"pid": m.Pid(), "qemu": m.proc.monitor.Version().String(), "accelerator": m.accel.Accelerator,
 		"reason": m.accel.Reason, "aio": m.aio, "vsock": wiring.Kind,
 		"max_vcpus": m.spec.MaxVCPUs, "max_memory_mib": m.spec.MaxMemoryMiB,
 	}).Debug("QEMU answers")
 	return nil
+}
+
+// openVsock makes the VM's vsock device, or what stands for it in a template.
+func (m *Machine) openVsock(ctx context.Context, console *lineSeen) (vsock.Device, error) {
+	if m.spec.role() == template {
+		return noVsock{m.spec.Vsock.Resolve(), console}, nil
+	}
+	return vsock.Open(ctx, vsock.Config{Kind: m.spec.Vsock, Daemon: m.spec.VsockDaemon, Dir: m.spec.Dir})
 }
 
 // abandon ends a VM whose start failed with cause.

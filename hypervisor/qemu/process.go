@@ -41,11 +41,12 @@ type process struct {
 // launch starts QEMU in the caller's network namespace. It inherits the monitor as
 // fdQMP, the console as fdConsole and then extra, which stay the caller's to close.
 func launch(binary string, args []string, extra ...*os.File) (*process, error) {
-	return launchIn(nil, binary, args, extra...)
+	return launchIn(nil, io.Discard, binary, args, extra...)
 }
 
-// launchIn is launch for another network namespace, unless that is nil.
-func launchIn(netns *os.File, binary string, args []string, extra ...*os.File) (*process, error) {
+// launchIn is launch for another network namespace, unless that is nil; listener is
+// written all that comes by the console.
+func launchIn(netns *os.File, listener io.Writer, binary string, args []string, extra ...*os.File) (*process, error) {
 	monitor, monitorEnd, err := socketPair("qmp")
 	if err != nil {
 		return nil, err
@@ -74,15 +75,15 @@ func launchIn(netns *os.File, binary string, args []string, extra ...*os.File) (
 		console.Close()
 		return nil, err
 	}
-	go p.drain(console)
+	go p.drain(console, listener)
 	return p, nil
 }
 
 // drain reads the console until QEMU closes it.
-func (p *process) drain(console net.Conn) {
+func (p *process) drain(console net.Conn, listener io.Writer) {
 	defer close(p.drained)
 	defer console.Close()
-	_, _ = io.Copy(p.console, console)
+	_, _ = io.Copy(io.MultiWriter(p.console, listener), console)
 }
 
 // handshake waits until QEMU answers on its monitor.

@@ -50,7 +50,7 @@ const (
 
 // Spec is everything there is to know to start a VM. It is plain data: nothing
 // that the guest could see names a pod, and two VMs of one configuration differ
-// in Dir and NetNS alone.
+// in Dir, NetNS and From alone.
 type Spec struct {
 	// Dir is the VM's private directory, an absolute path that does not
 	// exist or is empty; Start makes it (mode 0700) and the end of the VM
@@ -109,6 +109,11 @@ type Spec struct {
 	// whose file it stays. The daemons stay outside: they need no network.
 	NetNS *os.File `json:"-"`
 
+	// From, if set, is a file to which Save wrote a VM of the same description (see
+	// Describe), open for reading, whose it stays: Start does not boot but goes on
+	// from there, and the guest stands still until Run.
+	From *os.File `json:"-"`
+
 	// OnStarted, if set, is called by Start as soon as the processes of the VM
 	// exist, so that the caller can write the record where Cleanup finds it after
 	// a crash; and by AttachShare, once there is one more. Calls do not overlap.
@@ -118,6 +123,12 @@ type Spec struct {
 	// stopped keeps the guest from running (-S), for tests of what QEMU does
 	// without one.
 	stopped bool
+	// saving has no vsock device made, and waits for a guest that wants none.
+	saving bool
+	// generation is that of the VM, for one that is saved or goes on.
+	generation string
+	// decided is the accelerator, once Describe has chosen it.
+	decided accelChoice
 	// disguised has the guest of a TCG without KVM take processors, for tests,
 	// see disguise.
 	disguised bool
@@ -150,6 +161,14 @@ func (s Spec) withDefaults() Spec {
 	}
 	if s.Vsock == "" {
 		s.Vsock = vsock.Auto
+	}
+	return s
+}
+
+// settled is s with what depends on the accelerator.
+func (s Spec) settled(accel Accelerator) Spec {
+	if accel == AcceleratorTCG && !s.disguised {
+		s.MaxVCPUs = s.VCPUs
 	}
 	return s
 }

@@ -50,6 +50,26 @@ func kernelVsock(t *testing.T) {
 		t.Error("a port where nobody listens answers")
 	}
 	t.Logf("CID %d, phases %+v", m.vsock.Wiring().CID, m.Timings())
+
+	// And plugged into a VM that goes on from a saved one.
+	_, from, err := Describe(within(t), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	from.From = saved(t, from)
+	from.Dir = filepath.Join(shortDir(t), "vm")
+	third := start(t, from)
+	if err := third.Run(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := third.WaitReady(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	var answer struct{ Echo string }
+	if dial(t, third).ask(&answer, "echo again"); answer.Echo != "again" {
+		t.Errorf("echo is %q", answer.Echo)
+	}
+	t.Logf("goes on, phases %+v", third.Timings())
 }
 
 // outerModules make /dev/vhost-vsock.

@@ -91,17 +91,25 @@ type Device interface {
 // (drivers/vhost/vsock.c).
 const devicePath = "/dev/vhost-vsock"
 
+// Resolve answers Auto for this host.
+func (k Kind) Resolve() Kind {
+	if k != Auto && k != "" {
+		return k
+	}
+	if _, err := os.Stat(devicePath); err == nil {
+		return Kernel
+	}
+	return VhostUser
+}
+
+// SharedMemory says that the guest's memory must be mappable by another process:
+// without it QEMU says nothing and vsock never works.
+func (k Kind) SharedMemory() bool { return k == VhostUser }
+
 // Open makes the host's end of a vsock device. Nothing is left behind by an
 // error.
 func Open(ctx context.Context, cfg Config) (Device, error) {
-	kind := cfg.Kind
-	if kind == Auto || kind == "" {
-		kind = VhostUser
-		if _, err := os.Stat(devicePath); err == nil {
-			kind = Kernel
-		}
-	}
-	switch kind {
+	switch cfg.Kind.Resolve() {
 	case Kernel:
 		return openKernel()
 	case VhostUser:

@@ -71,6 +71,7 @@ func (v *fakeVM) attached() []string {
 }
 
 func (v *fakeVM) WaitReady(context.Context) error         { return nil }
+func (v *fakeVM) Run(context.Context) error               { return nil }
 func (v *fakeVM) Pid() int                                { return fakePid }
 func (v *fakeVM) Done() <-chan struct{}                   { return v.done }
 func (v *fakeVM) Tail() string                            { return "" }

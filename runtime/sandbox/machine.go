@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"os/exec"
@@ -22,6 +23,7 @@ import (
 	"github.com/erofsvm/erofsvm/configs"
 	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/hypervisor/qemu"
+	"github.com/erofsvm/erofsvm/hypervisor/template"
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
 	"github.com/erofsvm/erofsvm/runtime/hostgroup"
 )
@@ -47,6 +49,7 @@ type machine struct {
 	log    *log.Entry
 	trace  *trace
 	start  startVM
+	lend   lender
 	died   func(*machine)
 	oom    func(*machine)
 	layers layerNames
@@ -54,6 +57,7 @@ type machine struct {
 	watch  watcher
 	group  *hostgroup.Group // nil for none; final once the machine is ready
 	empty  emptyDirs
+	wanted *template.Job // a template that there could be
 
 	ctx    context.Context // ends with the VM
 	cancel context.CancelCauseFunc
@@ -63,7 +67,7 @@ type machine struct {
 
 	qemuPid atomic.Int64
 	ready   chan struct{} // closed when those below are final
-	vm      hypervisor.VM // may be set although err is
+	vm      bootedVM      // may be set although err is
 	agent   *agentclient.Client
 	wire    bool // the agent speaks docs/streams-wire.md
 	files   bool // and docs/files-wire.md
@@ -94,6 +98,8 @@ type bootedVM interface {
 	hypervisor.VM
 	Accelerator() (a qemu.Accelerator, reason string)
 	Timings() qemu.Timings
+	// Run lets the guest of a VM that goes on from a template run.
+	Run(ctx context.Context) error
 }
 
 func startQEMU(ctx context.Context, spec qemu.Spec) (bootedVM, error) {
@@ -113,7 +119,7 @@ func newMachine(s *Sandbox, config configs.Config, who identity) *machine {
 		log:   logger,
 		net:   newPodNetwork(config, logger),
 		trace: newTrace(config.Debug.TraceDir, s.namespace, who),
-		start: s.start, died: s.died, oom: s.watchOOM,
+		start: s.start, lend: s.lend, died: s.died, oom: s.watchOOM,
 		ctx: ctx, cancel: cancel, ready: make(chan struct{}),
 		size: size{turn: make(chan struct{}, 1)},
 	}
@@ -135,6 +141,7 @@ func (m *machine) run() {
 	m.tasks.Go(func() { m.oom(m) })
 	m.tasks.Go(func() { m.net.follow(m.ctx, m) })
 	m.tasks.Go(m.takePorts)
+	m.tasks.Go(m.order)
 	<-m.vm.Done()
 	if err := m.vm.Err(); err != nil {
 		m.log.WithError(err).Error("virtual machine ended")
@@ -144,7 +151,8 @@ func (m *machine) run() {
 	m.died(m)
 }
 
-// obtain boots a VM up to the point where its agent listens.
+// obtain gets a VM whose agent answers, and which is no twin of another one: from a
+// template, or booted.
 func (m *machine) obtain(ctx context.Context) error {
 	preparing := time.Now()
 	// With the record, so that there is nothing that Cleanup cannot find.
@@ -162,29 +170,46 @@ func (m *machine) obtain(ctx context.Context) error {
 		return err
 	}
 	m.trace.phase("prepare", preparing)
-	begun := time.Now()
+	there, err := m.goOn(ctx, spec)
+	if err != nil || there {
+		return err
+	}
 	started, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.QEMU.Std())
-	vm, err := m.start(started, spec)
+	err = m.startVM(started, spec)
 	cancel()
+	if err != nil {
+		return err
+	}
+	m.tasks.Go(func() { m.net.plug(ctx, m) })
+	booted, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Agent.Std())
+	defer cancel()
+	return m.reach(booted, fmt.Sprintf("boot the guest (deadlines.agent = %s)", m.cfg.Deadlines.Agent.Std()))
+}
+
+// startVM starts QEMU.
+func (m *machine) startVM(ctx context.Context, spec qemu.Spec) error {
+	begun := time.Now()
+	vm, err := m.start(ctx, spec)
 	m.trace.phase("qemu start", begun)
 	if err != nil {
 		return fmt.Errorf("start QEMU: %w", err)
 	}
 	m.vm = vm
-	m.tasks.Go(func() { m.net.plug(ctx, m) })
 	accelerator, reason := vm.Accelerator()
 	vcpus, mib := vm.Limits()
 	m.log.Infof("virtual machine started with %s: %s; it can grow to %d processors and %d MiB", accelerator, reason, vcpus, mib)
 	m.trace.set(func(t *traceFile) { t.Accelerator, t.Kernel = string(accelerator), spec.Kernel })
+	return nil
+}
 
-	booted, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Agent.Std())
-	defer cancel()
-	if err := vm.WaitReady(booted); err != nil {
-		return fmt.Errorf("boot the guest (deadlines.agent = %s): %w", m.cfg.Deadlines.Agent.Std(), err)
+// reach waits until the agent listens, and makes the guest one of its own.
+func (m *machine) reach(ctx context.Context, what string) error {
+	if err := m.vm.WaitReady(ctx); err != nil {
+		return fmt.Errorf("%s: %w", what, err)
 	}
-	m.trace.timings(vm.Timings())
-	begun = time.Now()
-	conn, err := vm.Dial(booted, agentPort)
+	m.trace.timings(m.vm.Timings())
+	begun := time.Now()
+	conn, err := m.vm.Dial(ctx, agentPort)
 	m.trace.phase("agent connect", begun)
 	if err != nil {
 		return fmt.Errorf("connect to the agent: %w", err)
@@ -194,25 +219,16 @@ func (m *machine) obtain(ctx context.Context) error {
 		Query: call, Sandbox: call, Create: m.cfg.Deadlines.Create.Std(),
 		Start: call, Signal: call, Remove: call, Copy: call,
 	})
-	return nil
+	begun = time.Now()
+	defer m.trace.phase("make unique", begun)
+	return m.makeUnique(ctx)
 }
 
-// personalise gives the guest what belongs to this one pod: time, randomness,
-// name. Nothing of it may be on the kernel's command line or in the image.
+// personalise gives the guest what belongs to this one pod. Nothing of it may be on
+// the kernel's command line or in the image.
 func (m *machine) personalise(ctx context.Context) error {
 	begun := time.Now()
 	defer m.trace.phase("personalise", begun)
-	seed := make([]byte, seedSize)
-	rand.Read(seed)
-	if err := m.agent.Check(ctx); err != nil {
-		return err
-	}
-	if err := m.agent.ReseedRandomDev(ctx, seed); err != nil {
-		return err
-	}
-	if err := m.agent.SetGuestDateTime(ctx, time.Now()); err != nil {
-		return err
-	}
 	if err := m.learn(ctx); err != nil {
 		return err
 	}
@@ -220,6 +236,28 @@ func (m *machine) personalise(ctx context.Context) error {
 		return err
 	}
 	return m.agent.CreateSandbox(ctx, &pb.CreateSandboxRequest{Hostname: m.hostname, SandboxId: m.id, Storages: m.shared()})
+}
+
+// makeUnique comes before everything else, since the guest can be one of several
+// that a template was resumed to. An agent that does not have the one call for it
+// has those of Kata's.
+func (m *machine) makeUnique(ctx context.Context) error {
+	seed := make([]byte, seedSize+16)
+	rand.Read(seed)
+	sample, err := m.agent.Personalise(ctx, agentclient.Personality{
+		Entropy: seed[:seedSize], MachineID: hex.EncodeToString(seed[seedSize:]), Time: time.Now(), Hostname: m.hostname,
+	})
+	m.trace.set(func(t *traceFile) { t.Sample = hex.EncodeToString(sample) })
+	if !errdefs.IsNotImplemented(err) {
+		return err
+	}
+	if err := m.agent.Check(ctx); err != nil {
+		return err
+	}
+	if err := m.agent.ReseedRandomDev(ctx, seed[:seedSize]); err != nil {
+		return err
+	}
+	return m.agent.SetGuestDateTime(ctx, time.Now())
 }
 
 // shared are the storages that the containers of a pod have in common: their
@@ -262,28 +300,46 @@ func (m *machine) spawn(task func()) error {
 	return nil
 }
 
-// spec translates the configuration.
+// spec is the VM of this pod.
 func (m *machine) spec() (qemu.Spec, error) {
-	h := m.cfg.Hypervisor
+	spec, err := specOf(m.cfg)
+	if err != nil {
+		return qemu.Spec{}, err
+	}
+	spec.Dir = filepath.Join(m.dir, "vm")
+	spec.NICSlots = m.net.slots()
+	if m.cfg.Hypervisor.Templates == configs.TemplatesOn {
+		spec.NICSlots = nicSlots(m.cfg.Network) // one template for pods with a network and without
+	}
+	spec.NetNS = m.net.file()
+	spec.OnStarted = func(r qemu.Record) error {
+		m.qemuPid.Store(int64(r.QEMU.Pid))
+		return m.record(&r)
+	}
+	return spec, nil
+}
+
+// specOf translates the configuration.
+func specOf(c configs.Config) (qemu.Spec, error) {
+	h := c.Hypervisor
 	largest := most(h, hostSize())
 	binary, err := lookUp("hypervisor.path", h.Path)
 	if err != nil {
 		return qemu.Spec{}, err
 	}
 	daemon := ""
-	if kind := vsock.Kind(m.cfg.Vsock.Backend); kind != vsock.Kernel {
+	if kind := vsock.Kind(c.Vsock.Backend); kind != vsock.Kernel {
 		// Whether it is needed is for the hypervisor to find out.
-		if daemon, err = lookUp("vsock.device_path", m.cfg.Vsock.DevicePath); err != nil && kind == vsock.VhostUser {
+		if daemon, err = lookUp("vsock.device_path", c.Vsock.DevicePath); err != nil && kind == vsock.VhostUser {
 			return qemu.Spec{}, err
 		}
 	}
-	virtiofsd, err := virtiofsdPath(m.cfg.Mounts)
+	virtiofsd, err := virtiofsdPath(c.Mounts)
 	if err != nil {
 		return qemu.Spec{}, err
 	}
 	return qemu.Spec{
-		Dir:          filepath.Join(m.dir, "vm"),
-		CacheDir:     filepath.Join(m.cfg.CacheDir, "host"),
+		CacheDir:     filepath.Join(c.CacheDir, "host"),
 		Binary:       binary,
 		Machine:      h.Machine,
 		Accelerator:  qemu.Accelerator(h.Accelerator),
@@ -291,21 +347,15 @@ func (m *machine) spec() (qemu.Spec, error) {
 		MemoryMiB:    h.MemoryMiB,
 		MaxVCPUs:     largest.VCPUs,
 		MaxMemoryMiB: largest.MemoryMiB,
-		Kernel:       m.cfg.Guest.Kernel,
-		Initrd:       m.cfg.Guest.Initrd,
-		KernelParams: strings.Fields(m.cfg.Guest.KernelParams),
+		Kernel:       c.Guest.Kernel,
+		Initrd:       c.Guest.Initrd,
+		KernelParams: strings.Fields(c.Guest.KernelParams),
 		DiskSlots:    h.Slots,
-		NICSlots:     m.net.slots(),
-		NetNS:        m.net.file(),
 		BlockDriver:  qemu.BlockDriver(h.BlockDriver),
 		AIO:          qemu.AIO(h.AIO),
-		Vsock:        vsock.Kind(m.cfg.Vsock.Backend),
+		Vsock:        vsock.Kind(c.Vsock.Backend),
 		VsockDaemon:  daemon,
 		Virtiofsd:    virtiofsd,
-		OnStarted: func(r qemu.Record) error {
-			m.qemuPid.Store(int64(r.QEMU.Pid))
-			return m.record(&r)
-		},
 	}, nil
 }
 

@@ -131,7 +131,15 @@ func (n *podNetwork) file() *os.File {
 
 // slots is how many interfaces the VM must have room for.
 func (n *podNetwork) slots() int {
-	if !n.follows() {
+	if n.ns == nil {
+		return 0
+	}
+	return nicSlots(n.cfg)
+}
+
+// nicSlots is that of a pod with a network namespace of its own.
+func nicSlots(c configs.Network) int {
+	if c.Model == modelNone {
 		return 0
 	}
 	return maxInterfaces
@@ -145,6 +153,18 @@ func (n *podNetwork) plug(ctx context.Context, m *machine) {
 	defer func() { <-n.turn }()
 	n.plugged <- n.attach(ctx, m, n.scan)
 	m.trace.phase("network", begun)
+}
+
+// unplugged says that the VM with the interfaces has ended, and another one is to get
+// them. What is left of the old ones in the namespace goes when they are made anew.
+func (n *podNetwork) unplugged() {
+	n.turn <- struct{}{}
+	defer func() { <-n.turn }()
+	select {
+	case <-n.plugged:
+	default:
+	}
+	clear(n.nics)
 }
 
 // scan reads the namespace, and logs once what of it is left out.

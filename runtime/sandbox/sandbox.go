@@ -23,6 +23,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/configs"
+	"github.com/erofsvm/erofsvm/hypervisor/template"
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/runtime/stdio"
 )
@@ -73,6 +74,7 @@ type Sandbox struct {
 	remote    stdio.Remote
 	log       *log.Entry
 	start     startVM
+	lend      lender
 
 	mu         sync.Mutex
 	containers map[string]*container
@@ -88,7 +90,7 @@ type Sandbox struct {
 // streams that clients open to the shim, and may be nil.
 func New(namespace string, sink Sink, remote stdio.Remote, logger *log.Entry) *Sandbox {
 	return &Sandbox{
-		namespace: namespace, sink: sink, remote: remote, log: logger, start: startQEMU,
+		namespace: namespace, sink: sink, remote: remote, log: logger, start: startQEMU, lend: template.Store.Lend,
 		containers: map[string]*container{},
 	}
 }

@@ -25,7 +25,7 @@ var steps = map[string]string{
 	"container start": wholeStart,
 
 	"spec": "create", "prepare": "create", "plan": "create", "qemu start": "create", "network": "create",
-	"guest boot": "create", "agent connect": "create", "personalise": "create", "grow": "create", "attach": "create",
+	"guest boot": "create", "agent connect": "create", "template": "create", "make unique": "create", "personalise": "create", "grow": "create", "attach": "create",
 	"volumes": "create", "container create": "create", "streams": "create",
 
 	"qemu probe": "qemu start", "vsock device": "qemu start", "qemu exec": "qemu start", "qemu monitor": "qemu start",

@@ -31,6 +31,8 @@ type traceFile struct {
 	Namespace   string       `json:"namespace"`
 	Accelerator string       `json:"accelerator,omitempty"`
 	Kernel      string       `json:"kernel,omitempty"`
+	Template    string       `json:"template,omitempty"` // that the VM went on from
+	Sample      string       `json:"sample,omitempty"`   // random bytes of the guest, once it was made one of its own
 	Strategy    string       `json:"strategy,omitempty"`
 	Reason      string       `json:"reason,omitempty"`
 	Disks       []traceDisk  `json:"disks,omitempty"`

@@ -84,6 +84,9 @@ func parse(args []string, errs io.Writer) (invocation, error) {
 
 // Main does what the command line asks for and returns the exit code.
 func Main(args []string, in io.Reader, out, errs io.Writer) int {
+	if sandbox.BuildsTemplate(args) {
+		return sandbox.BuildTemplate(in, errs)
+	}
 	inv, err := parse(args, errs)
 	if err != nil {
 		return 2

@@ -16,6 +16,10 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
+// settle is how long a container is left alone before the memory of its VM is looked
+// at: the shim gives back what the start needed, and the guest goes on for a moment.
+const settle = 3 * time.Second
+
 // memory looks at the processes of one running container.
 func (b *bencher) memory(ctx context.Context) error {
 	look := func(ctx context.Context, task client.Task) error {

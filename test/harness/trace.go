@@ -15,6 +15,8 @@ type Trace struct {
 	Namespace   string       `json:"namespace"`
 	Accelerator string       `json:"accelerator"`
 	Kernel      string       `json:"kernel"`
+	Template    string       `json:"template"` // that the VM went on from
+	Sample      string       `json:"sample"`   // random bytes of the guest
 	Strategy    string       `json:"strategy"`
 	Reason      string       `json:"reason"`
 	Disks       []TraceDisk  `json:"disks"`

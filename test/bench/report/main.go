@@ -13,7 +13,7 @@ import (
 
 func main() {
 	dir := flag.String("dir", ".build/bench", "folder with the reports, for report.md and its drawings")
-	names := flag.String("reports", "results,disks,execs,network,pods,shimtest", "which, in this order, where they are there")
+	names := flag.String("reports", "results,templates,disks,execs,network,pods,shimtest", "which, in this order, where they are there")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		flag.Usage()

@@ -1,0 +1,177 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/erofsvm/erofsvm/test/harness"
+)
+
+// settle is how long pods are left alone before their memory is looked at.
+const settle = 3 * time.Second
+
+// run is one `ctr run`, as the person sees it who types it.
+type run struct {
+	output time.Duration // until the first byte
+	end    time.Duration
+	trace  *harness.Trace
+}
+
+func (b *bench) id() string {
+	b.serial++
+	return fmt.Sprintf("pod-%d", b.serial)
+}
+
+func (b *bench) ctrRun(ctx context.Context, w way, fromTemplate bool) (*run, error) {
+	return b.runAs(ctx, b.id(), w, fromTemplate)
+}
+
+func (b *bench) runAs(ctx context.Context, id string, w way, fromTemplate bool) (*run, error) {
+	ctx, cancel := context.WithTimeout(ctx, boot)
+	defer cancel()
+	cmd := b.c.Ctr(ctx, "run", "--rm", "--runtime", harness.Runtime, "--runtime-config-path", w.config,
+		"--snapshotter", harness.Snapshotter, b.image, id, "echo", "here")
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	r := &run{}
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	said := make([]byte, 1)
+	_, readErr := io.ReadFull(out, said)
+	r.output = time.Since(began)
+	_, _ = io.Copy(io.Discard, out)
+	err = errors.Join(readErr, cmd.Wait())
+	r.end = time.Since(began)
+	if err != nil {
+		return nil, fmt.Errorf("ctr run %s: %w\n%s%s", id, err, errs.String(), b.c.LogTail(20))
+	}
+	if r.trace, err = b.c.Trace(id); err != nil {
+		return nil, err
+	}
+	if (r.trace.Template != "") != fromTemplate {
+		return nil, fmt.Errorf("%s began from template %q\n%s", id, r.trace.Template, b.c.LogTail(20))
+	}
+	return r, nil
+}
+
+// idle compares what so many idle pods take.
+func (b *bench) idle(ctx context.Context) error {
+	if b.pods == 0 {
+		return nil
+	}
+	t := b.report.Table(fmt.Sprintf("PSS of %d idle pods", b.pods), "MiB")
+	for _, w := range []way{b.boots, b.goesOn} {
+		sums, err := b.idlePods(ctx, w)
+		if err != nil {
+			return err
+		}
+		for _, part := range []string{"QEMUs", "shims", "vsock daemons", "all"} {
+			against := ""
+			if w.template {
+				against = part + ", " + b.boots.name
+			}
+			t.Row(part+", "+w.name, against).Add(float64(sums[part]) / 1024)
+		}
+	}
+	t.Note("Aim: 0.5. The guest's memory is shared with the vsock daemon, and so no VM shares pages with another one.")
+	return nil
+}
+
+func (b *bench) idlePods(ctx context.Context, w way) (sums map[string]int64, err error) {
+	var ids []string
+	defer func() {
+		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), boot)
+		defer cancel()
+		for _, id := range ids {
+			for _, args := range [][]string{{"task", "kill", "-s", "SIGKILL", id}, {"task", "delete", "--force", id}, {"container", "delete", id}} {
+				_ = b.c.Ctr(ending, args...).Run() // the next one tries again
+			}
+		}
+		_, left := b.c.WaitProcesses(ending)
+		err = errors.Join(err, left)
+	}()
+	for i := range b.pods {
+		fmt.Printf("%s: idle pod %d of %d\n", w.name, i+1, b.pods)
+		id := b.id()
+		ids = append(ids, id)
+		cmd := b.c.Ctr(ctx, "run", "--detach", "--runtime", harness.Runtime, "--runtime-config-path", w.config,
+			"--snapshotter", harness.Snapshotter, b.image, id, "sleep", "100000")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("ctr run %s: %w\n%s", id, err, out)
+		}
+	}
+	time.Sleep(settle)
+	sums = map[string]int64{}
+	for part, find := range map[string]func() ([]int, error){"shims": b.c.Shims, "QEMUs": b.c.VMs, "vsock daemons": b.c.VsockDaemons} {
+		pids, err := find()
+		if err != nil {
+			return nil, err
+		}
+		for _, pid := range pids {
+			kib, err := pss(pid)
+			if err != nil {
+				return nil, err
+			}
+			sums[part] += kib
+			sums["all"] += kib
+		}
+	}
+	return sums, nil
+}
+
+// pss reads it of a process, in KiB: proc(5), smaps_rollup.
+func pss(pid int) (int64, error) {
+	text, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "smaps_rollup"))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		if words := strings.Fields(line); len(words) >= 2 && words[0] == "Pss:" {
+			return strconv.ParseInt(words[1], 10, 64)
+		}
+	}
+	return 0, fmt.Errorf("process %d has no PSS", pid)
+}
+
+// burstAtOnce starts pods at the same time, which all must go on from the template.
+func (b *bench) burstAtOnce(ctx context.Context) error {
+	if b.burst == 0 {
+		return nil
+	}
+	alone, err := b.ctrRun(ctx, b.goesOn, true)
+	if err != nil {
+		return err
+	}
+	fmt.Printf("%d pods at once\n", b.burst)
+	errs := make([]error, b.burst)
+	var all sync.WaitGroup
+	began := time.Now()
+	for i := range b.burst {
+		id := b.id()
+		all.Go(func() { _, errs[i] = b.runAs(ctx, id, b.goesOn, true) })
+	}
+	all.Wait()
+	took := time.Since(began)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	t := b.report.Table("Pods started at once, from a template, running `echo` to their end", "ms")
+	t.Row("one alone", "").Add(milliseconds(alone.end))
+	t.Row(fmt.Sprintf("%d at once, for each of them", b.burst), "one alone").Add(milliseconds(took) / float64(b.burst))
+	return nil
+}
