@@ -401,7 +401,7 @@ func (c *Containerd) Stop(ctx context.Context) error {
 		}
 	}
 	if c.group != nil {
-		errs = append(errs, c.sweep(ctx), c.group.remove(ctx))
+		errs = append(errs, c.sweep(ctx), c.group.remove(ctx), c.removePodCgroups())
 	}
 	if c.lock != nil {
 		if c.options.Name == "" {

@@ -71,6 +71,31 @@ func inheritCpuset(dir string) error {
 	return nil
 }
 
+// removePodCgroups removes what a run that was killed has left of its pods' cgroups in
+// hierarchies other than the daemon's own, which goes with its group. No process is in
+// any of them by then.
+func (c *Containerd) removePodCgroups() error {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup"))
+	if err != nil {
+		return fmt.Errorf("cgroups of pods: %w", err)
+	}
+	var errs []error
+	for _, m := range mounts {
+		var dirs []string
+		err := filepath.WalkDir(filepath.Join(m.Mountpoint, c.Cgroup()), func(path string, entry fs.DirEntry, err error) error {
+			if err == nil && entry.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return ignoreGone(err)
+		})
+		errs = append(errs, err)
+		for i := len(dirs) - 1; i >= 0; i-- {
+			errs = append(errs, ignoreGone(os.Remove(dirs[i])))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // Left are the processes and cgroups that are in it.
 func (g *PodCgroup) Left() ([]string, error) {
 	var left []string
