@@ -12,6 +12,8 @@ import (
 	"time"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"github.com/erofsvm/erofsvm/test/bench/figures"
 )
 
 // What pods cost together: the PSS of their processes by program, all of it, and what
@@ -54,13 +56,14 @@ func (b *bench) density(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	table := b.report.Table("What idle pods cost", "MiB")
+	table := b.report.Table("What idle pods cost", "MiB").Draw(figures.Lines, "idle-pods", "pods")
+	more := b.report.Table("What one more idle pod costs", "MiB")
 	for _, part := range parts {
 		for i, n := range b.pods {
-			table.Row(fmt.Sprintf("%s: %d", part, n), "").Add(sums[i][part])
+			table.Row(fmt.Sprintf("%s: %d", part, n), "").At(part, float64(n)).Add(sums[i][part])
 		}
-		if more, ok := slope(b.pods, sums, part); ok {
-			table.Row(part+": one more pod", "").Add(more)
+		if one, ok := slope(b.pods, sums, part); ok {
+			more.Row(part, "").Add(one)
 		}
 	}
 	return nil

@@ -25,6 +25,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/erofsvm/erofsvm/test/bench/figures"
+	"github.com/erofsvm/erofsvm/test/bench/machine"
 	"github.com/erofsvm/erofsvm/test/harness"
 	"github.com/erofsvm/erofsvm/test/harness/cni"
 	"github.com/erofsvm/erofsvm/test/image"
@@ -137,7 +138,7 @@ func measure(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer conn.Close()
-	b := &bench{options: o, c: c, dir: dir, RuntimeServiceClient: cri.NewRuntimeServiceClient(conn)}
+	b := &bench{options: o, tree: tree, c: c, dir: dir, RuntimeServiceClient: cri.NewRuntimeServiceClient(conn)}
 	if err := b.awaitImages(ctx, cri.NewImageServiceClient(conn)); err != nil {
 		return err
 	}
@@ -148,6 +149,7 @@ func measure(ctx context.Context, o options) (err error) {
 type bench struct {
 	options
 	cri.RuntimeServiceClient
+	tree   harness.Tree
 	c      *harness.Containerd
 	dir    string
 	serial int
@@ -193,6 +195,7 @@ func (b *bench) run(ctx context.Context) error {
 		Title: "Pods",
 		Host: fmt.Sprintf("%s, %d CPUs. Images are there, containers sleep, the network is that of CNI's bridge. "+
 			"What is compared was measured in turn, and a ratio is the median of those of the pairs.", trace.Accelerator, runtime.NumCPU()),
+		Machine: machine.Facts(ctx, b.tree),
 	}
 	if b.runs > 0 {
 		if err := b.starts(ctx); err != nil {

@@ -8,6 +8,7 @@ import (
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"github.com/erofsvm/erofsvm/test/bench/figures"
 	"github.com/erofsvm/erofsvm/test/harness"
 	"github.com/erofsvm/erofsvm/test/image"
 )
@@ -81,7 +82,7 @@ func (p *pod) remove(ctx context.Context) error {
 // container in a pod that runs.
 func (b *bench) starts(ctx context.Context) error {
 	most := b.counts[len(b.counts)-1]
-	table := b.report.Table("Start of a pod", "ms")
+	table := b.report.Table("Start of a pod", "ms").Draw(figures.Bars, "pod-start", "")
 	table.Note("From `RunPodSandbox` until the last container runs; a kubelet starts them one after another, and calls a pod without probes ready then.")
 	for run := range b.runs {
 		for i, handler := range handlers {
