@@ -68,7 +68,7 @@ run: guest-image images ## run a real image in a VM under a private containerd, 
 	@$(ENV) $(BIN)/demo
 
 .PHONY: test
-test: test-unit test-kubernetes test-e2e conformance-short ## every test: unit tests with -race, the Helm chart, the ones that boot VMs, and suites of others in short
+test: test-unit test-kubernetes test-report test-e2e conformance-short ## every test: unit tests with -race, the Helm chart, the ones that boot VMs, and suites of others in short
 
 .PHONY: test-unit
 test-unit: tools ## unit tests with the race detector
@@ -78,6 +78,11 @@ test-unit: tools ## unit tests with the race detector
 .PHONY: test-kubernetes
 test-kubernetes: run-tools ## the Helm chart, rendered by Helm and read with Kubernetes' types
 	@$(ENV) cd test/kubernetes && go test $(TEST_FLAGS) -timeout 10m ./...
+
+# A module of its own too, for which what draws is built.
+.PHONY: test-report
+test-report: run-tools ## the page that bench makes of its reports
+	@$(ENV) cd test/bench/report && go vet ./... && go test $(TEST_FLAGS) -timeout 5m ./...
 
 .PHONY: test-e2e
 test-e2e: tools guest-image images ## end-to-end and fault tests: containerd, the shim, QEMU and a guest
@@ -118,14 +123,29 @@ lint: tools ## gofmt, vet, staticcheck and the house rules
 	@$(ENV) go run $(STATICCHECK) ./...
 	@$(ENV) go test -count=1 ./test/policy
 
+BENCH        := $(BUILD)/bench
+BENCH_REPORT := go -C test/bench/report run . -dir $(CURDIR)/$(BENCH)
+
 .PHONY: bench
-bench: guest-image images conformance-program ## a ctr run by phases, memory, layers, execs and their streams, runc beside, into .build/bench
+bench: guest-image images conformance-program ## a ctr run by phases, memory, layers, execs and their streams, runc beside, into .build/bench/report.md
 	@test/setup/tools.sh fio runc iperf3
-	@$(ENV) go run ./test/bench -out $(BUILD)/bench
-	@$(ENV) go run ./test/bench/disks -out $(BUILD)/bench
-	@$(ENV) go run ./test/bench/execs -out $(BUILD)/bench
-	@$(ENV) go run ./test/bench/network -out $(BUILD)/bench
+	@$(ENV) go run ./test/bench -out $(BENCH)
+	@$(ENV) go run ./test/bench/disks -out $(BENCH)
+	@$(ENV) go run ./test/bench/execs -out $(BENCH)
+	@$(ENV) go run ./test/bench/network -out $(BENCH)
 	@$(ENV) $(CONFORMANCE) benchmarks
+	@$(ENV) $(BENCH_REPORT)
+
+# What takes longest is left out or made small: the ratios are as good, and their
+# spread is not.
+.PHONY: bench-quick
+bench-quick: guest-image images ## the same within ten minutes, with fewer samples and without runc
+	@test/setup/tools.sh fio iperf3
+	@$(ENV) go run ./test/bench -out $(BENCH) -runs 2 -pods 1,3
+	@$(ENV) go run ./test/bench/disks -out $(BENCH) -runs 1
+	@$(ENV) go run ./test/bench/execs -out $(BENCH) -samples 50 -execs 50 -size 64 -flow 64
+	@$(ENV) go run ./test/bench/network -out $(BENCH) -runs 1
+	@$(ENV) $(BENCH_REPORT)
 
 .PHONY: proto
 proto: ## regenerate agentclient/pb from its .proto files

@@ -15,6 +15,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -27,9 +29,7 @@ type space struct {
 
 func newSpace(t *testing.T) space {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to make a network namespace: the effective user id is not 0")
-	}
+	need.Root(t, "to make a network namespace")
 	var s space
 	if err := onThread(func() (err error) {
 		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {

@@ -19,6 +19,7 @@ import (
 	"github.com/erofsvm/erofsvm/rootfs/internal/erofstest"
 	"github.com/erofsvm/erofsvm/rootfs/merge"
 	"github.com/erofsvm/erofsvm/rootfs/vmdk"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 func must(t testing.TB, err error) {
@@ -242,7 +243,7 @@ func TestPlansOfOneImageAtOnceShareTheIndex(t *testing.T) {
 func TestARealWritableImageIsTaken(t *testing.T) {
 	mkfs, err := exec.LookPath("mkfs.ext4")
 	if err != nil {
-		t.Skipf("no mkfs.ext4: %v", err)
+		need.Missing(t, "no mkfs.ext4: %v", err)
 	}
 	layer := chain(t, t.TempDir(), 1)[0]
 	for _, size := range []int64{4 << 20, 64 << 20, 64<<20 + 512, 5 << 30} {

@@ -18,6 +18,7 @@ import (
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/rootfs/internal/erofstest"
 	"github.com/erofsvm/erofsvm/rootfs/vmdk"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // entry is an Entry of a given type.
@@ -189,24 +190,18 @@ func TestTheKernelSeesTheUnionOfTheLayers(t *testing.T) {
 	}
 }
 
-// needMounts skips where loop devices cannot be mounted.
+// needMounts is for a test that mounts layers.
 func needMounts(t *testing.T) {
 	t.Helper()
-	skip := t.Skipf
-	if os.Getenv("CI") == "true" {
-		skip = t.Fatalf
-	}
-	if os.Geteuid() != 0 {
-		skip("mounting needs root")
-	}
+	need.Root(t, "to mount")
 	known := string(read(t, "/proc/filesystems"))
 	for _, fs := range []string{"erofs", "overlay"} {
 		if !strings.Contains(known, "\t"+fs+"\n") {
-			skip("the kernel has no %s", fs)
+			need.Missing(t, "the kernel has no %s", fs)
 		}
 	}
 	if _, err := os.Stat("/dev/loop-control"); err != nil {
-		skip("no loop devices: %v", err)
+		need.Missing(t, "no loop devices: %v", err)
 	}
 }
 

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // makeTree makes a host below a temporary directory: name → text, "→target" for a
@@ -110,9 +112,7 @@ func TestProgramsAreFoundAsAServiceFindsThem(t *testing.T) {
 
 // TestAProgramRunsInTheHostsRoot has a static program that says what it sees.
 func TestAProgramRunsInTheHostsRoot(t *testing.T) {
-	if os.Geteuid() != 0 && os.Getenv("CI") != "true" {
-		t.Skip("chroot(2) takes root")
-	}
+	need.Root(t, "to chroot(2)")
 	root := makeTree(t, map[string]string{"etc/name": "inside", "usr/bin/.keep": ""})
 	source := filepath.Join(t.TempDir(), "main.go")
 	if err := os.WriteFile(source, []byte(`package main

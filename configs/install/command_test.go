@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // cli runs a command with arguments on the bed's host.
@@ -119,9 +121,7 @@ func (b *bed) program(name, body string) {
 
 // TestAKernelThatCanKnowEROFSIsMadeTo has a program in the place of modprobe.
 func TestAKernelThatCanKnowEROFSIsMadeTo(t *testing.T) {
-	if os.Geteuid() != 0 && os.Getenv("CI") != "true" {
-		t.Skip("chroot(2) takes root")
-	}
+	need.Root(t, "to chroot(2)")
 	b := newBed(t, map[string]string{"etc/containerd/config.toml": mainWithImport, "proc/filesystems": "nodev\ttmpfs\n"})
 	b.program("modprobe", `os.WriteFile("/proc/filesystems", []byte("nodev\ttmpfs\n\t"+os.Args[1]+"\n"), 0o600)`)
 	for _, dryRun := range []bool{true, false} {
@@ -139,9 +139,7 @@ func TestAKernelThatCanKnowEROFSIsMadeTo(t *testing.T) {
 // TestContainerdIsRestartedOnceForAChange has a program in the place of systemctl
 // that notes how it was called, and fails the first time.
 func TestContainerdIsRestartedOnceForAChange(t *testing.T) {
-	if os.Geteuid() != 0 && os.Getenv("CI") != "true" {
-		t.Skip("chroot(2) takes root")
-	}
+	need.Root(t, "to chroot(2)")
 	b := newBed(t, map[string]string{"etc/containerd/config.toml": mainWithImport})
 	b.program("systemctl", `
 	f, _ := os.OpenFile("/run/called", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)

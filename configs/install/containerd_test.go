@@ -22,6 +22,7 @@ import (
 	"github.com/erofsvm/erofsvm/configs/hostcheck"
 	"github.com/erofsvm/erofsvm/configs/hostroot"
 	"github.com/erofsvm/erofsvm/test/harness"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // criOf is the section of the CRI's runtimes in a version of the format.
@@ -94,15 +95,8 @@ func newContainerdBed(t *testing.T, release string, version int) (*bed, harness.
 	if err == nil {
 		err = harness.Need("tools", tree.Containerd(release), tree.MkfsErofs())
 	}
-	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
-	if os.Geteuid() != 0 && os.Getenv("CI") != "true" {
-		t.Skip("chroot(2) takes root")
-	}
+	need.NoError(t, err)
+	need.Root(t, "to chroot(2)")
 	b := newBed(t, nil)
 	// Its sockets want a short path.
 	short, err := os.MkdirTemp("", "ev")

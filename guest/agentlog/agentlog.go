@@ -15,6 +15,8 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+
+	"github.com/erofsvm/erofsvm/guest/accept"
 )
 
 // Backlog is how many lines are kept, and maxLine how long one may be, in bytes.
@@ -87,27 +89,13 @@ func (l *Log) Follow(ctx context.Context, w io.Writer) error {
 // Serve lets everyone who connects to listener follow the log, until ctx ends.
 // When it returns, its connections are closed and their goroutines gone.
 func (l *Log) Serve(ctx context.Context, listener net.Listener) error {
-	var followers sync.WaitGroup
-	defer followers.Wait()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
-	defer stop()
-	for {
-		conn, err := listener.Accept()
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			return fmt.Errorf("accept a reader of the log: %w", err)
-		}
-		followers.Go(func() {
-			defer conn.Close()
-			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-			defer stop()
-			_ = l.Follow(ctx, conn) // a reader that went away is no error
-		})
+	err := accept.Each(ctx, listener, func(ctx context.Context, conn net.Conn) {
+		_ = l.Follow(ctx, conn) // a reader that went away is no error
+	})
+	if err != nil {
+		return fmt.Errorf("accept a reader of the log: %w", err)
 	}
+	return nil
 }
 
 // Logger returns a logger into l, and for errors also to console.

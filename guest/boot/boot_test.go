@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/guest/layout"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // asInit names what the test binary does when it is started as PID 1 of a new
@@ -90,9 +91,7 @@ func childrenAndOrphans() error {
 }
 
 func TestOrphansAreReapedAndChildrenAreNot(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root for a pid namespace: the effective user id is not 0")
-	}
+	need.Root(t, "to make a pid namespace")
 	cmd := exec.Command("/bin/sh", "-c", "mount -t proc proc /proc && exec "+os.Args[0])
 	cmd.Env = append(os.Environ(), asInit+"=1")
 	cmd.SysProcAttr = &unix.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS, Unshareflags: unix.CLONE_NEWNS}

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/agentclient/streamwire"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -35,12 +36,7 @@ type bench struct {
 
 func newBench(t *testing.T) *bench {
 	t.Helper()
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("not root, whom files are given to")
-		}
-		t.Skip("not root, whom files are given to")
-	}
+	need.Root(t, "to give files to users")
 	b := &bench{root: t.TempDir(), sockets: NewSockets(filepath.Join(t.TempDir(), "sockets"))}
 	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "files"))
 	if err != nil {

@@ -19,13 +19,13 @@ import (
 	"net"
 	"os"
 	"path"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/agentclient/streamwire"
+	"github.com/erofsvm/erofsvm/guest/accept"
 )
 
 // Root opens the root directory of a container with all that is mounted below it,
@@ -39,30 +39,15 @@ type Root func(container string) (*os.File, error)
 // only ones that l accepts, and must bound the size of their writes themselves
 // where that is needed.
 func Serve(ctx context.Context, l net.Listener, root Root, sockets *Sockets, copies Copies, log *slog.Logger) error {
-	ctx, cancel := context.WithCancel(ctx)
-	var connections sync.WaitGroup
-	defer connections.Wait()
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
-	defer stop()
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			_ = l.Close()
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("accept operations on files: %w", err)
+	err := accept.Each(ctx, l, func(ctx context.Context, conn net.Conn) {
+		if err := serve(ctx, conn, root, sockets, copies); err != nil && ctx.Err() == nil {
+			log.Warn("operation on files", "error", err.Error())
 		}
-		connections.Go(func() {
-			defer conn.Close()
-			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-			defer stop()
-			if err := serve(ctx, conn, root, sockets, copies); err != nil && ctx.Err() == nil {
-				log.Warn("operation on files", "error", err.Error())
-			}
-		})
+	})
+	if err != nil {
+		return fmt.Errorf("accept operations on files: %w", err)
 	}
+	return nil
 }
 
 func serve(ctx context.Context, conn net.Conn, root Root, sockets *Sockets, copies Copies) error {

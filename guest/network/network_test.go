@@ -19,6 +19,7 @@ import (
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/layout"
 	"github.com/erofsvm/erofsvm/guest/uevent"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -54,9 +55,7 @@ func thread(f func() error) error {
 
 func newGuest(t *testing.T) *guest {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to make a network namespace: the effective user id is not 0")
-	}
+	need.Root(t, "to make a network namespace")
 	var ns *os.File
 	must(t, "unshare", thread(func() (err error) {
 		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {

@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // TestMain has this very binary be the first process, as the agent's is.
@@ -27,9 +29,7 @@ func TestMain(m *testing.M) {
 // made is a namespace whose first process ends with the test.
 func made(t *testing.T) (n *Namespace, path string, pid int) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root for a pid namespace: the effective user id is not 0")
-	}
+	need.Root(t, "to make a pid namespace")
 	n = &Namespace{}
 	path, err := n.Path(t.Context())
 	if err != nil {

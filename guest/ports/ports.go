@@ -12,13 +12,13 @@ import (
 	"log/slog"
 	"net"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/erofsvm/erofsvm/agentclient/streamwire"
 	"github.com/erofsvm/erofsvm/agentclient/streamwire/join"
+	"github.com/erofsvm/erofsvm/guest/accept"
 )
 
 // dialTimeout bounds a connection to the loopback, where an answer takes no time:
@@ -32,28 +32,15 @@ var addresses = [...]string{"127.0.0.1", "::1"}
 // connection, and returns when all have ended. The host's connections must be the
 // only ones that l accepts.
 func Serve(ctx context.Context, l net.Listener, log *slog.Logger) error {
-	ctx, cancel := context.WithCancel(ctx)
-	var connections sync.WaitGroup
-	defer connections.Wait()
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
-	defer stop()
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			_ = l.Close()
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("accept connections to ports: %w", err)
+	err := accept.Each(ctx, l, func(ctx context.Context, conn net.Conn) {
+		if err := serve(ctx, conn); err != nil && ctx.Err() == nil {
+			log.Debug("connection to a port", "error", err.Error())
 		}
-		connections.Go(func() {
-			defer conn.Close()
-			if err := serve(ctx, conn); err != nil && ctx.Err() == nil {
-				log.Debug("connection to a port", "error", err.Error())
-			}
-		})
+	})
+	if err != nil {
+		return fmt.Errorf("accept connections to ports: %w", err)
 	}
+	return nil
 }
 
 func serve(ctx context.Context, conn net.Conn) error {
@@ -73,10 +60,7 @@ func serve(ctx context.Context, conn net.Conn) error {
 		}
 		return err
 	}
-	stop := context.AfterFunc(ctx, func() {
-		_ = conn.Close()
-		_ = program.Close()
-	})
+	stop := context.AfterFunc(ctx, func() { _ = program.Close() })
 	defer stop()
 	return join.Join(conn, program)
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/storage"
 	"github.com/erofsvm/erofsvm/guest/uevent"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // noDisks finds none, and says so.
@@ -38,12 +39,7 @@ func TestAVolumeThatCouldNotBeMountedBindsNobody(t *testing.T) {
 }
 
 func TestVolumesAreMountedOnceAndNeverOverAnother(t *testing.T) {
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("not root, who mounts")
-		}
-		t.Skip("not root, who mounts")
-	}
+	need.Root(t, "to mount")
 	s := &Sandbox{Base: t.TempDir()}
 	at := filepath.Join(s.Base, "sandbox", "v")
 	mount := func(driver, source, fstype string, options ...string) error {

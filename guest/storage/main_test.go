@@ -10,6 +10,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -19,9 +21,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // has nothing more to do, it returns true.
 func privateMounts(t *testing.T) (done bool) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to mount: the effective user id is not 0")
-	}
+	need.Root(t, "to mount")
 	const inside = "EROFSVM_TEST_PRIVATE_MOUNTS"
 	if os.Getenv(inside) == "1" {
 		return false
@@ -68,10 +68,7 @@ func tool(t *testing.T, name, set string) string {
 	}
 	path, err := exec.LookPath(name)
 	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skipf("run test/setup/tools.sh: %v", err)
+		need.Missing(t, "run test/setup/tools.sh: %v", err)
 	}
 	return path
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/uevent"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // loopDisks finds loop devices in the place of virtio disks: the same kernel
@@ -290,9 +291,7 @@ func TestMkdirStaysInside(t *testing.T) {
 }
 
 func TestMkdirGivesModeAndOwnerToNewDirectoriesOnly(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to change owners: the effective user id is not 0")
-	}
+	need.Root(t, "to change owners")
 	root := t.TempDir()
 	if err := os.Mkdir(filepath.Join(root, "old"), 0o700); err != nil {
 		t.Fatal(err)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/agentclient/streamwire"
+	"github.com/erofsvm/erofsvm/guest/accept"
 	"github.com/erofsvm/erofsvm/guest/rawio"
 )
 
@@ -28,30 +29,15 @@ type Find func(streamwire.Hello) (*Stream, error)
 // the only ones that l accepts, and must bound the size of their writes
 // themselves where that is needed.
 func Serve(ctx context.Context, l net.Listener, find Find, log *slog.Logger) error {
-	ctx, cancel := context.WithCancel(ctx)
-	var connections sync.WaitGroup
-	defer connections.Wait()
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
-	defer stop()
-	for {
-		conn, err := l.Accept()
-		if err != nil {
-			_ = l.Close()
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("accept streams: %w", err)
+	err := accept.Each(ctx, l, func(ctx context.Context, conn net.Conn) {
+		if err := serve(ctx, conn, find); err != nil && ctx.Err() == nil {
+			log.Warn("stream failed", "error", err.Error())
 		}
-		connections.Go(func() {
-			defer conn.Close()
-			stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-			defer stop()
-			if err := serve(ctx, conn, find); err != nil && ctx.Err() == nil {
-				log.Warn("stream failed", "error", err.Error())
-			}
-		})
+	})
+	if err != nil {
+		return fmt.Errorf("accept streams: %w", err)
 	}
+	return nil
 }
 
 func serve(ctx context.Context, conn net.Conn, find Find) error {

@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -42,9 +44,7 @@ func find(t *testing.T, f Finder, source string) (string, error) {
 }
 
 func TestDiskIsFoundByItsPlace(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to make a device node: the effective user id is not 0")
-	}
+	need.Root(t, "to make a device node")
 	rdev := loopDevice(t)
 	f := tree(t, "vda", fmt.Sprintf("%d:%d", unix.Major(rdev), unix.Minor(rdev)))
 	node := filepath.Join(f.Dev, "vda")
@@ -89,9 +89,7 @@ func loopDevice(t *testing.T) uint64 {
 
 // The kernel makes the node before the disk can be opened.
 func TestNodeWithoutADiskBehindItIsAwaited(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to make a device node: the effective user id is not 0")
-	}
+	need.Root(t, "to make a device node")
 	f := tree(t, "vda", "253:16")
 	if err := unix.Mknod(filepath.Join(f.Dev, "vda"), unix.S_IFBLK|0o600, int(unix.Mkdev(253, 16))); err != nil {
 		t.Fatal(err)
@@ -157,9 +155,7 @@ func partition(t *testing.T, f Finder, disk, name, number string, rdev uint64) {
 }
 
 func TestPartitionIsFoundByItsNumber(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to make a device node: the effective user id is not 0")
-	}
+	need.Root(t, "to make a device node")
 	rdev := loopDevice(t)
 	for disk, names := range map[string][2]string{"vda": {"vda1", "vda12"}, "vd1": {"vd1p1", "vd1p12"}} {
 		f := tree(t, disk, "253:0")

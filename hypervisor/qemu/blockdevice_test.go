@@ -7,17 +7,13 @@ import (
 	"testing"
 
 	"github.com/erofsvm/erofsvm/hypervisor"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // loopDevice makes a block device of an image whose every byte is b.
 func loopDevice(t *testing.T, b byte) string {
 	t.Helper()
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("not root, who makes loop devices")
-		}
-		t.Skip("not root, who makes loop devices")
-	}
+	need.Root(t, "to make loop devices")
 	out, err := exec.Command("losetup", "--find", "--show", filled(t, b)).Output()
 	if err != nil {
 		t.Fatalf("losetup: %v", err)

@@ -14,6 +14,7 @@ import (
 	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/hypervisor/qmp"
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // What this package does rests on the following facts about QEMU, of which its
@@ -193,9 +194,10 @@ func TestFactNetdevJoinsDescriptorsWithAColon(t *testing.T) {
 func taps(t *testing.T, n int) []*os.File {
 	t.Helper()
 	const device = "/dev/net/tun"
-	if _, err := os.Stat(device); (err != nil || os.Geteuid() != 0) && os.Getenv("CI") != "true" {
-		t.Skipf("a tap device needs root and %s (%v)", device, err)
+	if _, err := os.Stat(device); err != nil {
+		need.Missing(t, "no tap devices: %v", err)
 	}
+	need.Root(t, "to make a tap device")
 	var queues []*os.File
 	failed := make(chan error, 1)
 	go func() {

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/hypervisor"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // running is a VM with a guest in it, shared by tests that leave no disk behind.
@@ -377,9 +378,7 @@ func testFullHost(t *testing.T, vm running) {
 // onSmallFilesystem makes a sparse file on a tmpfs that is mounted nowhere.
 func onSmallFilesystem(t *testing.T, filesystem, size int64) *os.File {
 	t.Helper()
-	if os.Geteuid() != 0 && os.Getenv("CI") != "true" {
-		t.Skip("only root can make a filesystem")
-	}
+	need.Root(t, "to make a filesystem")
 	must := func(fd int, err error) int {
 		t.Helper()
 		if err != nil {

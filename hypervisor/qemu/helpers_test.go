@@ -23,6 +23,7 @@ import (
 	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/hypervisor/internal/testguest"
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // patience bounds every wait for a guest: it is emulated, on a machine that may
@@ -133,8 +134,8 @@ func eachQEMU(t *testing.T, test func(t *testing.T, spec Spec)) {
 	tools := testguest.Find(t)
 	for name, binary := range map[string]string{"current": tools.QEMU, "oldest": tools.OldestQEMU} {
 		t.Run(name, func(t *testing.T) {
-			if _, err := os.Stat(binary); err != nil && os.Getenv("CI") != "true" {
-				t.Skipf("test/setup/tools.sh has not installed it: %v", err)
+			if _, err := os.Stat(binary); err != nil {
+				need.Missing(t, "test/setup/tools.sh has not installed it: %v", err)
 			}
 			spec := stoppedSpec(t)
 			spec.Binary = binary

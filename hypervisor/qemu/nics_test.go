@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/hypervisor"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // testNIC is a NIC of a tap that nothing is connected to.
@@ -170,9 +171,7 @@ func testNICsComeAndGo(t *testing.T, vm running) {
 
 func newNetNS(t *testing.T) *os.File {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to make a network namespace: the effective user id is not 0")
-	}
+	need.Root(t, "to make a network namespace")
 	type result struct {
 		file *os.File
 		err  error

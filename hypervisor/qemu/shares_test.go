@@ -12,6 +12,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/hypervisor/internal/testguest"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // sharing is a VM that shares can be attached to. Its disks are SCSI ones, so that
@@ -25,9 +26,7 @@ func sharing(t *testing.T, spec Spec) Spec {
 // entry shows a directory under a name, as the shim does.
 func entry(t *testing.T, name, dir string, readOnly bool) hypervisor.ShareEntry {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("not root: mounts cannot be cloned")
-	}
+	need.Root(t, "to clone mounts")
 	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
 		t.Fatal(err)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/hypervisor/internal/testguest"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -34,9 +35,7 @@ func within(t *testing.T) context.Context {
 // tree clones the mount at path as the shim does.
 func tree(t *testing.T, path string) *os.File {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("not root: mounts cannot be cloned")
-	}
+	need.Root(t, "to clone mounts")
 	fd, err := unix.OpenTree(unix.AT_FDCWD, path, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	if err != nil {
 		t.Fatal(err)
@@ -61,9 +60,7 @@ func source(t *testing.T) (dir string) {
 
 func mount(t *testing.T, fstype, target string, flags uintptr) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("not root: nothing can be mounted")
-	}
+	need.Root(t, "to mount")
 	if err := unix.Mount(fstype, target, fstype, flags, ""); err != nil {
 		t.Fatal(err)
 	}

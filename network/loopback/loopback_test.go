@@ -13,6 +13,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -26,12 +28,7 @@ type namespace struct {
 
 func newNamespace(t *testing.T) *namespace {
 	t.Helper()
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("not root, who makes network namespaces")
-		}
-		t.Skip("not root, who makes network namespaces")
-	}
+	need.Root(t, "to make network namespaces")
 	n := &namespace{}
 	err := onThread(func() (err error) {
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {

@@ -20,10 +20,10 @@ import (
 
 	"github.com/erofsvm/erofsvm/rootfs/ext4"
 	"github.com/erofsvm/erofsvm/rootfs/files"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
-// host returns the path of a tool of e2fsprogs. Without it the test is skipped,
-// but fails where CI is "true".
+// host returns the path of a tool of e2fsprogs. The test needs it.
 func host(t testing.TB, name string) string {
 	t.Helper()
 	for _, name := range []string{name, "/sbin/" + name, "/usr/sbin/" + name} {
@@ -31,11 +31,7 @@ func host(t testing.TB, name string) string {
 			return path
 		}
 	}
-	missing := t.Skipf
-	if os.Getenv("CI") == "true" {
-		missing = t.Fatalf
-	}
-	missing("no %s in PATH; install e2fsprogs", name)
+	need.Missing(t, "no %s in PATH; install e2fsprogs", name)
 	return ""
 }
 

@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 var host = Host{Sys: "/sys", Dev: "/dev"}
@@ -17,12 +19,7 @@ var host = Host{Sys: "/sys", Dev: "/dev"}
 // loop makes a block device of a file, and returns its node and number.
 func loop(t *testing.T) (node string, major, minor uint32) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("not root, who makes loop devices")
-		}
-		t.Skip("not root, who makes loop devices")
-	}
+	need.Root(t, "to make loop devices")
 	file := filepath.Join(t.TempDir(), "disk")
 	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 1<<20)); err != nil {
 		t.Fatal(err)

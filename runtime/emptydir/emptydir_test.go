@@ -10,6 +10,8 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // pod makes the directories that a kubelet has for a pod, and a volume of it.
@@ -31,12 +33,7 @@ func mkdir(t *testing.T, dir string, mode os.FileMode) {
 // mounts mounts something for the rest of a test.
 func mounts(t *testing.T, source, target, fstype string, flags uintptr, data string) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("not root, who mounts")
-		}
-		t.Skip("not root, who mounts")
-	}
+	need.Root(t, "to mount")
 	if err := unix.Mount(source, target, fstype, flags, data); err != nil {
 		t.Fatalf("mount %s at %s: %v", source, target, err)
 	}

@@ -10,13 +10,13 @@ import (
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 func needRoot(t *testing.T) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("not root: mounts cannot be cloned")
-	}
+	need.Root(t, "to clone mounts")
 }
 
 func open(t *testing.T, source string, recursive bool) *Tree {

@@ -11,17 +11,14 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // loopDevice makes a block device of a file, and returns its number.
 func loopDevice(t *testing.T) (major, minor uint32) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("not root, who makes loop devices")
-		}
-		t.Skip("not root, who makes loop devices")
-	}
+	need.Root(t, "to make loop devices")
 	file := filepath.Join(t.TempDir(), "disk")
 	if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, 1<<20)); err != nil {
 		t.Fatal(err)

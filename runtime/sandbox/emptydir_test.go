@@ -14,6 +14,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/runtime/emptydir"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // kubeletDir makes the directory of an emptyDir as a kubelet does.
@@ -92,12 +93,7 @@ func (a *fakeAgent) DestroySandbox(ctx context.Context, _ *pb.DestroySandboxRequ
 }
 
 func TestAnEmptyDirInMemoryIsBoundedByTheVM(t *testing.T) {
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("not root, who mounts")
-		}
-		t.Skip("not root, who mounts")
-	}
+	need.Root(t, "to mount")
 	w := newWorld(t, newFakeAgent())
 	w.config.Hypervisor.MaxMemoryMiB = 1024
 	var mounts []string

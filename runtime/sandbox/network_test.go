@@ -14,6 +14,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // cniNetNS is a network namespace to which the test does what CNI does.
@@ -24,9 +26,7 @@ type cniNetNS struct {
 
 func newNetNS(t *testing.T) cniNetNS {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to make a network namespace: the effective user id is not 0")
-	}
+	need.Root(t, "to make a network namespace")
 	var ns cniNetNS
 	made := make(chan error, 1)
 	thread := func(locked chan struct{}) {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/configs"
 	"github.com/erofsvm/erofsvm/hypervisor"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // AttachShare takes a share if its trees are there, and keeps in words what it
@@ -35,9 +36,7 @@ func (v *fakeVM) AttachShare(_ context.Context, s hypervisor.Share) error {
 // sharing is a world whose configuration has guests see the host's files.
 func sharing(t *testing.T) *world {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("not root: mounts cannot be cloned")
-	}
+	need.Root(t, "to clone mounts")
 	w := newWorld(t, newFakeAgent())
 	w.config.Mounts.Bind, w.config.Mounts.Virtiofsd = configs.BindVirtioFS, "true"
 	return w

@@ -65,7 +65,7 @@ func bench(ctx context.Context, out, archive string, runs int, pods []int) (err 
 		return err
 	}
 
-	r := newResults(names[0], runs)
+	r := newResults(names[0])
 	b := &bencher{c: c, tree: tree, image: names[0], results: r}
 	// The first run finds out which accelerator there is, and fills the page
 	// cache; it is not counted.
@@ -88,11 +88,11 @@ func bench(ctx context.Context, out, archive string, runs int, pods []int) (err 
 	}
 	for i := range runs {
 		fmt.Printf("bare boot %d of %d\n", i+1, runs)
-		took, err := bareBoot(ctx, tree, r.Accelerator)
+		took, err := bareBoot(ctx, tree, r.accelerator)
 		if err != nil {
 			return err
 		}
 		r.add(floor, took)
 	}
-	return r.write(out)
+	return r.write(ctx, tree, out)
 }

@@ -61,13 +61,13 @@ func (b *bencher) measure(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	b.results.Accelerator = warm.trace.Accelerator
+	b.results.accelerator = warm.trace.Accelerator
 	for _, p := range warm.trace.Phases {
 		name := p.Name
 		if name == "plan" {
 			name = planWarm
 		}
-		b.results.add(name, p.Took())
+		b.results.span(name, p.Began(), p.Took())
 	}
 	create, _ := warm.trace.Phase("create")
 	agent, _ := warm.trace.Phase(toAgent)

@@ -22,6 +22,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/opencontainers/image-spec/identity"
 	"go.uber.org/goleak"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -85,14 +87,8 @@ func needTools(t *testing.T, release string) Tree {
 	if err != nil {
 		t.Fatal(err)
 	}
-	missing := Need("tools", tree.Containerd(release), tree.Ctr(release), tree.MkfsErofs())
-	if missing == nil && os.Getuid() == 0 {
-		return tree
-	}
-	if os.Getenv("CI") == "true" {
-		t.Fatalf("not root, or: %v", missing)
-	}
-	t.Skipf("needs root and the tools: %v", missing)
+	need.NoError(t, Need("tools", tree.Containerd(release), tree.Ctr(release), tree.MkfsErofs()))
+	need.Root(t, "for containerd")
 	return tree
 }
 

@@ -48,6 +48,9 @@ type TracePhase struct {
 	Duration int64  `json:"duration_us"`
 }
 
+// Began is where the phase begins, after that Create did.
+func (p TracePhase) Began() time.Duration { return time.Duration(p.Start) * time.Microsecond }
+
 // Took is the phase's duration.
 func (p TracePhase) Took() time.Duration { return time.Duration(p.Duration) * time.Microsecond }
 

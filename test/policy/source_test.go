@@ -55,6 +55,16 @@ func TestSourcesAreFormatted(t *testing.T) {
 	}
 }
 
+// TestOnlyNeedKnowsOfCI has tests say what they need of the machine by test/need,
+// so that none is skipped where it is meant to run.
+func TestOnlyNeedKnowsOfCI(t *testing.T) {
+	for _, f := range goFiles(t) {
+		if f.isTest && f.dir != "test/need" && bytes.Contains(f.text, []byte("Getenv("+`"CI"`+")")) {
+			t.Errorf("%s asks for CI: what a test needs is said by test/need", f.path)
+		}
+	}
+}
+
 // TestWhatStartsGoroutinesChecksForLeaks asks of every package with a go
 // statement outside its tests (commands end with their process) that its tests
 // run under goleak.

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // makeTree makes the same tree under a new root: dates, inode numbers and the
@@ -67,9 +69,7 @@ func list(t *testing.T, root string, options Options) string {
 }
 
 func TestListingSaysAllThatMatters(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("device nodes and foreign owners need root")
-	}
+	need.Root(t, "to make device nodes and change owners")
 	const want = `"." dir 0755 0:0
 "a-setuid" file 4755 0:0 1 sha256:2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881
 "b" file 0640 0:0 5 sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824 xattr "user.a"="\x00\x01\xff" xattr "user.z"="last"
@@ -118,7 +118,7 @@ func TestSkippedPathsAreLeftOutWithWhatIsBelow(t *testing.T) {
 func TestMountPointsAreLeftOutAndNamed(t *testing.T) {
 	root := makeTree(t, 0)
 	if err := unix.Mount("none", filepath.Join(root, "empty"), "tmpfs", 0, ""); err != nil {
-		t.Skipf("mount a tmpfs: %v", err)
+		need.Missing(t, "mount a tmpfs: %v", err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(filepath.Join(root, "empty"), 0) })
 	if err := unix.Mount(filepath.Join(root, "a-setuid"), filepath.Join(root, "b"), "", unix.MS_BIND, ""); err != nil {
@@ -152,9 +152,7 @@ func TestWhatCannotBeReadIsInTheListing(t *testing.T) {
 
 func TestErrorOfTheWriterComesBack(t *testing.T) {
 	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
-	if err != nil {
-		t.Skip(err)
-	}
+	need.NoError(t, err)
 	defer full.Close()
 	if _, err := List(full, makeTree(t, 0), Options{}); !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("%v is not %q", err, unix.ENOSPC)

@@ -26,7 +26,7 @@ type machine struct {
 // startMachine boots a virtual machine. When the test ends, it must still live.
 func startMachine(t *testing.T, change func(harness.ShimConfig)) *machine {
 	t.Helper()
-	tree := need(t)
+	tree := built(t)
 	c, err := made.chain()
 	if err != nil {
 		t.Fatal(err)

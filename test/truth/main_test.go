@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/erofsvm/erofsvm/test/harness"
+	"github.com/erofsvm/erofsvm/test/need"
 	"github.com/erofsvm/erofsvm/test/truth/layers"
 )
 
@@ -66,24 +67,16 @@ func buildInGuest() ([]byte, error) {
 	return os.ReadFile(path)
 }
 
-// need returns the tree of a build with everything that the tests use. What is
-// missing skips the test, but fails it where CI=true says that all is there.
-func need(t *testing.T) harness.Tree {
+// built returns the tree of a build with everything that the tests need.
+func built(t *testing.T) harness.Tree {
 	t.Helper()
 	tree, err := harness.FindTree()
 	if err != nil {
 		t.Fatal(err)
 	}
 	err = errors.Join(harness.Need("tools", tree.MkfsErofs(), tree.QEMU()), harness.Need("guest-image", tree.Kernel(), tree.Initrd()))
-	if err == nil && os.Getuid() != 0 {
-		err = errors.New("not root: unpacking a reference needs to be")
-	}
-	if err != nil && os.Getenv("CI") == "true" {
-		t.Fatal(err)
-	}
-	if err != nil {
-		t.Skip(err)
-	}
+	need.NoError(t, err)
+	need.Root(t, "to unpack a reference")
 	return tree
 }
 

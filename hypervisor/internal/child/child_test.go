@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/hypervisor/internal/child"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 const patience = 20 * time.Second
@@ -169,9 +170,7 @@ func TestChildDiesWithItsParent(t *testing.T) {
 // The thread that starts the child enters the namespace, and nobody else may get
 // onto it afterwards.
 func TestChildStartsInAnotherNetworkNamespace(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("needs root to make a network namespace: the effective user id is not 0")
-	}
+	need.Root(t, "to make a network namespace")
 	ours, err := os.Readlink("/proc/self/ns/net")
 	if err != nil {
 		t.Fatal(err)

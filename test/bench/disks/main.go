@@ -21,6 +21,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/test/bench/figures"
+	"github.com/erofsvm/erofsvm/test/bench/machine"
 	"github.com/erofsvm/erofsvm/test/harness"
 	"github.com/erofsvm/erofsvm/test/truth/layers"
 )
@@ -83,8 +84,9 @@ func measure(ctx context.Context, out string, runs int) (err error) {
 	b := &bench{
 		tree: tree, dir: dir, runs: runs, maker: layers.Maker{Mkfs: tree.MkfsErofs(), Dir: dir},
 		report: figures.Report{
-			Title: "Disks and strategies",
-			Host:  fmt.Sprintf("%d runs in turn, %d of what is short, %d CPUs. A ratio is the median of those of the pairs.", runs, often*runs, runtime.NumCPU()),
+			Title:   "Disks and strategies",
+			Host:    fmt.Sprintf("%d runs in turn, %d of what is short, %d CPUs. A ratio is the median of those of the pairs.", runs, often*runs, runtime.NumCPU()),
+			Machine: machine.Facts(ctx, tree),
 		},
 	}
 	for _, part := range []struct {

@@ -64,7 +64,8 @@ func (p planned) String() string { return count(p.n, "layer") }
 
 // cachedPlans are those of every start but the first.
 func (b *bench) cachedPlans(ctx context.Context, images []planned) error {
-	t := b.report.Table("plan and descriptor, superblocks and index cached", "ms", "ms per 100 layers", "allocations", "KiB allocated")
+	t := b.report.Table("plan and descriptor, superblocks and index cached", "ms", "ms per 100 layers", "allocations", "KiB allocated").
+		Draw(figures.Lines, "plan", "layers")
 	cache := filepath.Join(b.dir, "cache")
 	auto := b.planner(cache, func(o *rootfs.Options) { o.Lend = true })
 	apart := b.planner(cache, func(o *rootfs.Options) { o.Lend, o.Layers = true, rootfs.LayersPartition })
@@ -77,6 +78,7 @@ func (b *bench) cachedPlans(ctx context.Context, images []planned) error {
 			if err := sample(ctx, t, merged, "", auto, i, round > 0); err != nil {
 				return err
 			}
+			t.Row(merged, "").At("merged", float64(i.n))
 			if i.n == 1 {
 				continue
 			}
@@ -90,6 +92,7 @@ func (b *bench) cachedPlans(ctx context.Context, images []planned) error {
 			if err != nil {
 				return err
 			}
+			t.Row(partitioned, merged).At("partitioned", float64(i.n))
 		}
 	}
 	return b.flatMemory(ctx, t, auto, images[len(images)-1])

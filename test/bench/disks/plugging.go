@@ -11,6 +11,7 @@ import (
 	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/hypervisor/qemu"
 	"github.com/erofsvm/erofsvm/rootfs/vmdk"
+	"github.com/erofsvm/erofsvm/test/bench/figures"
 )
 
 // extentCounts of the disks that are plugged. Each extent has a file of its own.
@@ -58,24 +59,26 @@ func (b *bench) plugging(ctx context.Context) (err error) {
 // plugAll plugs each disk in and out again, the two ways in turn. The first round
 // warms up.
 func (b *bench) plugAll(ctx context.Context, vm *qemu.Machine, disks []*extents) error {
-	in := b.report.Table("plug in a VMDK", "ms")
+	in := b.report.Table("plug in a VMDK", "ms").Draw(figures.Lines, "plug", "extents")
 	out := b.report.Table("unplug it, a guest of one processor letting go", "ms")
 	for round := range often*b.runs + 1 {
 		for _, d := range disks {
-			for k, way := range []hypervisor.Disk{d.byFiles(), d.byPath()} {
-				name, against := count(d.n, "extent")+", open files", ""
-				if k == 1 {
-					name, against = count(d.n, "extent")+", paths", name
-				}
-				plugged, unplugged, err := plug(ctx, vm, way)
+			against := ""
+			for _, way := range []struct {
+				name string
+				disk hypervisor.Disk
+			}{{"open files", d.byFiles()}, {"paths", d.byPath()}} {
+				plugged, unplugged, err := plug(ctx, vm, way.disk)
 				if err != nil {
 					return err
 				}
 				if round == 0 {
-					continue
+					continue // warms up
 				}
-				in.Row(name, against).Add(plugged)
+				name := count(d.n, "extent") + ", " + way.name
+				in.Row(name, against).At(way.name, float64(d.n)).Add(plugged)
 				out.Row(name, against).Add(unplugged)
+				against = name
 			}
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/rootfs"
 	"github.com/erofsvm/erofsvm/test/bench/disks/fio"
+	"github.com/erofsvm/erofsvm/test/bench/figures"
 	"github.com/erofsvm/erofsvm/test/truth/layers"
 	"github.com/erofsvm/erofsvm/test/truth/vm"
 )
@@ -177,8 +178,8 @@ func (g *guest) fio(ctx context.Context, disks []disk) error {
 	if err != nil {
 		return err
 	}
-	sequential := g.report.Table("guest reads 1 MiB sequentially, past its page cache", "MB/s")
-	random := g.report.Table("guest reads 4 KiB at random, past its page cache", "IOPS")
+	sequential := g.report.Table("guest reads 1 MiB sequentially, past its page cache", "MB/s").Draw(figures.Bars, "fio-sequential", "")
+	random := g.report.Table("guest reads 4 KiB at random, past its page cache", "IOPS").Draw(figures.Bars, "fio-random", "")
 	for _, d := range disks {
 		sequential.Row(titles[d.name], against(d.name))
 		random.Row(titles[d.name], against(d.name))

@@ -12,7 +12,7 @@ import (
 // flood measures the calls that look at a task, while nothing happens and while
 // the output of an exec comes as fast as it can.
 func (b *bench) flood(ctx context.Context) (err error) {
-	t := b.report.Table("calls of containerd's task service", "milliseconds", "p99")
+	t := b.report.Table("calls of containerd's task service", "ms", "p99")
 	calls := []struct {
 		name string
 		do   func(context.Context) error

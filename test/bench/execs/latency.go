@@ -14,7 +14,7 @@ import (
 // latency measures an exec of `true`, with the streams that a client opens, beside
 // the shortest call that there is.
 func (b *bench) latency(ctx context.Context) error {
-	t := b.report.Table("exec in a running container", "milliseconds", "p99")
+	t := b.report.Table("exec in a running container", "ms", "p99")
 	check := t.Row("Health.Check of the agent, nothing else", "")
 	whole := t.Row("exec of `true`: added, started, ended, deleted", check.Name)
 	started := t.Row("– of that, until it is started", check.Name)

@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/erofsvm/erofsvm/test/bench/figures"
+	"github.com/erofsvm/erofsvm/test/bench/machine"
 	"github.com/erofsvm/erofsvm/test/harness"
 )
 
@@ -104,6 +105,7 @@ func measure(ctx context.Context, o options) (err error) {
 		Title: "Execs and their streams",
 		Host: fmt.Sprintf("%s, %d CPUs. What is compared was measured in turn, and a ratio is the median of those of the pairs.",
 			b.guest.accelerator, runtime.NumCPU()),
+		Machine: machine.Facts(ctx, tree),
 	}
 	for _, part := range []struct {
 		name string

@@ -35,24 +35,25 @@ type way struct {
 // streams sends b.size bytes each way, from and to the same program.
 func (b *bench) streams(ctx context.Context) error {
 	for _, direction := range []struct {
-		title string
-		ways  []way
+		title, chart string
+		ways         []way
 	}{
-		{"standard output", []way{
+		{"standard output", "stdout", []way{
 			{"calls of the agent (ReadStdout), thrown away", b.outByCalls},
 			{"a connection to the agent, thrown away", b.outByWire},
 			{"a task of containerd: connection, shim, fifo, client", b.outByTask},
 			{"a bare vsock, no pipe and no agent", b.outByVsock},
 		}},
-		{"standard input", []way{
+		{"standard input", "stdin", []way{
 			{"calls of the agent (WriteStdin)", b.inByCalls},
 			{"a connection to the agent", b.inByWire},
 			{"a task of containerd: client, fifo, shim, connection", b.inByTask},
 			{"a bare vsock, no pipe and no agent", b.inByVsock},
 		}},
 	} {
-		rates := b.report.Table(fmt.Sprintf("%d MiB through %s", b.size>>20, direction.title), "MB/s")
-		costs := b.report.Table("processor time for "+direction.title, "ms for 1 MiB, of QEMU", "vhost-device-vsock", "shim")
+		rates := b.report.Table(fmt.Sprintf("%d MiB through %s", b.size>>20, direction.title), "MB/s").Draw(figures.Bars, direction.chart, "")
+		costs := b.report.Table("processor time for "+direction.title, "ms for 1 MiB, of QEMU", "vhost-device-vsock", "shim").
+			Draw(figures.Bars, direction.chart+"-processor", "")
 		for range b.runs {
 			for _, w := range direction.ways {
 				if err := b.send(ctx, w, direction.ways[0].name, rates, costs); err != nil {

@@ -16,9 +16,16 @@ import (
 
 // Report is everything that one run has measured.
 type Report struct {
-	Title  string   `json:"title"`
-	Host   string   `json:"host"` // what ran it, in a line
-	Tables []*Table `json:"tables"`
+	Title   string   `json:"title"`
+	Host    string   `json:"host"` // what ran it, in a line
+	Machine []Fact   `json:"machine,omitempty"`
+	Tables  []*Table `json:"tables"`
+}
+
+// Fact is something about the machine, or a version of what was measured.
+type Fact struct {
+	Name  string `json:"name"`
+	Value string `json:"value"`
 }
 
 // Table is a list of figures in one unit.
@@ -28,6 +35,7 @@ type Table struct {
 	More  []string `json:"more,omitempty"` // headings of what rows say besides
 	Rows  []*Row   `json:"rows"`
 	Notes []string `json:"notes,omitempty"`
+	Chart *Chart   `json:"chart,omitempty"` // nil for a table that is not drawn
 }
 
 // Row is one figure. Sample i was taken right before or after sample i of the
@@ -37,6 +45,8 @@ type Row struct {
 	Against string    `json:"against,omitempty"` // the name of a row of the table
 	Samples []float64 `json:"samples"`
 	More    []string  `json:"more,omitempty"`
+	Point   *Point    `json:"point,omitempty"`  // in a table that is drawn as Lines
+	Begins  []float64 `json:"begins,omitempty"` // where each sample begins, in a table that is drawn as Spans
 }
 
 // Table adds a table.

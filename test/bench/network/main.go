@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"github.com/erofsvm/erofsvm/test/bench/figures"
+	"github.com/erofsvm/erofsvm/test/bench/machine"
 	"github.com/erofsvm/erofsvm/test/harness"
 	"github.com/erofsvm/erofsvm/test/harness/cni"
 )
@@ -111,13 +112,14 @@ func measure(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	b := &bench{options: o, c: c, node: node, tools: tools, dir: dir, image: names[0]}
+	b := &bench{options: o, tree: tree, c: c, node: node, tools: tools, dir: dir, image: names[0]}
 	return b.run(ctx)
 }
 
 // bench is one run of everything.
 type bench struct {
 	options
+	tree  harness.Tree
 	c     *harness.Containerd
 	node  *cni.Node
 	tools string // on the host
@@ -160,10 +162,11 @@ func (b *bench) run(ctx context.Context) (err error) {
 		Title: "The network of a pod",
 		Host: fmt.Sprintf("%s, %d CPUs, MTU %d. What is compared was measured in turn, and a ratio is the median of those of the pairs.",
 			accelerator(b.c), runtime.NumCPU(), network.MTU),
+		Machine: machine.Facts(ctx, b.tree),
 	}
-	sent := report.Table("TCP from the pod to the node", "Mbit/s")
-	received := report.Table("TCP from the node to the pod", "Mbit/s")
-	trip := report.Table("Round trip from the pod to the node, the mean of a run", "ms")
+	sent := report.Table("TCP from the pod to the node", "Mbit/s").Draw(figures.Bars, "tcp-sent", "")
+	received := report.Table("TCP from the node to the pod", "Mbit/s").Draw(figures.Bars, "tcp-received", "")
+	trip := report.Table("Round trip from the pod to the node, the mean of a run", "ms").Draw(figures.Bars, "round-trip", "")
 	for run := range b.runs {
 		fmt.Printf("run %d of %d …\n", run+1, b.runs)
 		for i, p := range places {

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // whatVar says what this test binary does as a program in a place.
@@ -81,12 +83,7 @@ func look() error {
 // run runs this binary in a place, and returns what it printed.
 func run(t *testing.T, p Place, what string) (string, error) {
 	t.Helper()
-	if os.Getuid() != 0 {
-		if os.Getenv("CI") == "true" {
-			t.Fatal("not root, which namespaces need")
-		}
-		t.Skip("not root, which namespaces need")
-	}
+	need.Root(t, "to make namespaces")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd, err := p.Command(ctx)

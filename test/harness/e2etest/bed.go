@@ -22,6 +22,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/erofsvm/erofsvm/test/harness"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // Deadlines, with room for emulation on a busy machine.
@@ -137,15 +138,8 @@ func needBuild(t *testing.T, release string) harness.Tree {
 	if err == nil {
 		err = harness.Need("guest-image images", tree.Shim(), tree.Kernel(), tree.Initrd())
 	}
-	if err == nil && os.Getuid() != 0 {
-		err = fmt.Errorf("not root: containerd needs to be")
-	}
-	if err != nil && os.Getenv("CI") == "true" {
-		t.Fatal(err)
-	}
-	if err != nil {
-		t.Skip(err)
-	}
+	need.NoError(t, err)
+	need.Root(t, "for containerd")
 	return tree
 }
 
