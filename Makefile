@@ -29,7 +29,7 @@ AGENT_BUILD := CGO_ENABLED=1 PKG_CONFIG=$(SECCOMP)/pkg-config CGO_LDFLAGS='-O2 -
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 # The packages whose tests run the whole path have a target of their own.
 E2E_PACKAGES  := ./test/e2e/... ./test/faults/... ./test/truth/... ./test/cri/... ./test/templates/...
-UNIT_PACKAGES = $$(go list ./... | grep -v -E '/test/(e2e|faults|truth|cri|templates)(/|$$)')
+UNIT_PACKAGES = $$(go list ./... | grep -v -E '/test/(e2e|faults|truth|cri|templates|k8s)(/|$$)')
 TEST_FLAGS    ?=
 FUZZ_TIME     ?= 2m
 
@@ -93,6 +93,16 @@ test-e2e: tools guest-image images ## end-to-end and fault tests: containerd, th
 .PHONY: test-cri
 test-cri: tools guest-image images ## pods by the CRI of three containerds, as the kubelet makes them (test-e2e has a selection)
 	@$(ENV) go test -race -count=1 $(TEST_FLAGS) -timeout 30m ./test/cri -args -all
+
+.PHONY: kubernetes-tools
+kubernetes-tools:
+	@test/setup/tools.sh kubernetes
+
+# Not part of `test`: the programs of Kubernetes take long to build, once. LOGS=dir keeps
+# what they say.
+.PHONY: test-k8s
+test-k8s: tools kubernetes-tools guest-image images ## a real Kubernetes of one node with pods in VMs, driven by kubectl (slow at first)
+	@$(ENV) go test -race -count=1 $(TEST_FLAGS) -timeout 30m -v ./test/k8s $(if $(LOGS),-args -logs $(abspath $(LOGS)))
 
 .PHONY: test-vhost-vsock
 test-vhost-vsock: guest-image ## the kernel's vsock backend, inside an outer VM where the host has none (slow)

@@ -46,6 +46,7 @@ part protoc protoc "protoc.sh" "patchelf"
 part fio fio "fio.sh" "patchelf"
 part iperf3 iperf3 "iperf3.sh"
 part runc runc "runc.sh" "go patchelf"
+part kubernetes kubernetes "kubernetes.sh kubernetes/go.mod kubernetes/go.sum" "go patchelf"
 DEFAULT=(go patchelf qemu kernel vhost-device-vsock virtiofsd base buildroot erofs-utils seccomp
 	containerd-2.4.2 containerd-2.3.7 containerd-2.2.9 debs qemu7 cni systemd)
 
