@@ -155,7 +155,7 @@ bench: guest-image images conformance-program ## a ctr run by phases, memory, la
 .PHONY: bench-quick
 bench-quick: guest-image images ## the same within ten minutes, with fewer samples and without runc
 	@test/setup/tools.sh fio iperf3
-	@$(ENV) go run ./test/bench -out $(BENCH) -runs 2 -pods 1,3
+	@$(ENV) go run ./test/bench -out $(BENCH) -runs 2
 	@$(ENV) go run ./test/bench/templates -out $(BENCH) -runs 2 -pods 3
 	@$(ENV) go run ./test/bench/disks -out $(BENCH) -runs 1
 	@$(ENV) go run ./test/bench/execs -out $(BENCH) -samples 50 -execs 50 -size 64 -flow 64

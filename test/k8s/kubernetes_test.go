@@ -14,17 +14,13 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/test/harness/e2etest"
+	"github.com/erofsvm/erofsvm/test/need"
 )
 
 // TestKubernetes runs workloads of people on a cluster of one node. Each part needs
 // what the ones before it have made.
 func TestKubernetes(t *testing.T) {
-	if err := missing(); err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
-	}
+	need.NoError(t, missing())
 	c := startCluster(t)
 	for _, part := range []struct {
 		name string
