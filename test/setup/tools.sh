@@ -35,6 +35,7 @@ part base base "base.sh" "patchelf"
 part buildroot buildroot "buildroot.sh base.sh" "base"
 part erofs-utils erofs-utils "erofs-utils.sh buildroot.sh base.sh" "buildroot"
 part seccomp seccomp "seccomp.sh buildroot.sh base.sh" "buildroot"
+part guest-kernel guest-kernel "guest-kernel.sh buildroot.sh base.sh ../../guest/kernel/config" "buildroot"
 for version in 2.4.2 2.3.7 2.2.9; do
 	part "containerd-$version" "containerd/$version" "containerd.sh" "go"
 done
