@@ -48,8 +48,10 @@ const (
 func IsWork(args []string) bool { return len(args) == 2 && args[1] == word }
 
 // Launch starts the job in a process of its own session, with the least priority. It
-// does not wait for its end. program is one whose main looks at IsWork.
-func (j Job) Launch(ctx context.Context, program string) error {
+// does not wait for its end. program is one whose main looks at IsWork. If started is
+// not nil it is called with the process's parent, which waits for it, and may move it
+// to a cgroup, say, where the process that works then begins.
+func (j Job) Launch(ctx context.Context, program string, started func(pid int) error) error {
 	text, err := json.Marshal(j)
 	if err != nil {
 		return err
@@ -59,10 +61,26 @@ func (j Job) Launch(ctx context.Context, program string) error {
 	// The child starts another one, and ends: that one is nobody's to wait for.
 	cmd := exec.CommandContext(ctx, program, word)
 	cmd.Env, cmd.Dir = []string{}, "/"
-	cmd.Stdin = bytes.NewReader(text)
 	var said bytes.Buffer
 	cmd.Stderr = &said
-	if err := cmd.Run(); err != nil {
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s %s: %w", program, word, err)
+	}
+	// It starts the one that works when it has read the job to its end.
+	if started != nil {
+		err = started(cmd.Process.Pid)
+	}
+	if err == nil {
+		_, err = stdin.Write(text)
+	}
+	if err != nil {
+		cancel()
+	}
+	if err := errors.Join(err, stdin.Close(), cmd.Wait()); err != nil {
 		return fmt.Errorf("start %s %s: %w: %.500s", program, word, err, said.String())
 	}
 	return nil

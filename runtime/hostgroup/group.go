@@ -120,23 +120,29 @@ func (g *Group) close(ctx context.Context) error {
 	return nil
 }
 
-// goHome moves the process back in one hierarchy, with what else there is: a logging
-// program, say, that has not ended yet. What cannot be where the process was, since that
-// is gone or takes no more processes, goes to the root.
-func (g *Group) goHome(controller string) error {
-	root := fs2.UnifiedMountpoint
-	if !cgroups.IsCgroup2UnifiedMode() {
-		var err error
-		root, err = cgroups.FindCgroupMountpoint("", controller)
-		if cgroups.IsNotFound(err) {
-			return nil // nor could it be moved away
+// SendHome moves a process to where the one of Enter came from: one that this has
+// started, and whose work is not the sandbox's. Without Enter it does nothing.
+func (g *Group) SendHome(pid int) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for controller := range g.home {
+		root, err := rootOf(controller)
+		if err == nil && root != "" {
+			err = g.move(root, controller, pid)
 		}
 		if err != nil {
-			return err
+			return fmt.Errorf("move process %d out of cgroup %s: %w", pid, g.name, err)
 		}
 	}
-	if _, err := os.Stat(filepath.Join(root, cgroups.CgroupProcesses)); err != nil && controller == "" {
-		return nil // version 2 is not mounted beside version 1
+	return nil
+}
+
+// goHome moves the process back in one hierarchy, with what else there is: a logging
+// program, say, that has not ended yet.
+func (g *Group) goHome(controller string) error {
+	root, err := rootOf(controller)
+	if err != nil || root == "" {
+		return err
 	}
 	// Where there is no such cgroup systemd can have moved the process all the same.
 	others, err := cgroups.GetPids(g.manager.Path(controller))
@@ -145,15 +151,43 @@ func (g *Group) goHome(controller string) error {
 	}
 	pids := append(slices.DeleteFunc(others, func(pid int) bool { return pid == g.pid }), g.pid)
 	for _, pid := range pids {
-		err := cgroups.WriteCgroupProc(filepath.Join(root, filepath.Join("/", g.home[controller])), pid)
-		if err != nil {
-			err = cgroups.WriteCgroupProc(root, pid)
-		}
-		if err != nil && !errors.Is(err, unix.ESRCH) { // it has ended
+		if err := g.move(root, controller, pid); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// move moves a process to where the one of Enter came from. What cannot be there, since
+// that is gone or takes no more processes, goes to the root.
+func (g *Group) move(root, controller string, pid int) error {
+	err := cgroups.WriteCgroupProc(filepath.Join(root, filepath.Join("/", g.home[controller])), pid)
+	if err != nil {
+		err = cgroups.WriteCgroupProc(root, pid)
+	}
+	if errors.Is(err, unix.ESRCH) { // it has ended
+		return nil
+	}
+	return err
+}
+
+// rootOf is where a hierarchy is mounted, "" if it is not: no process could be moved
+// away in it then.
+func rootOf(controller string) (string, error) {
+	if cgroups.IsCgroup2UnifiedMode() {
+		return fs2.UnifiedMountpoint, nil
+	}
+	root, err := cgroups.FindCgroupMountpoint("", controller)
+	if cgroups.IsNotFound(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(filepath.Join(root, cgroups.CgroupProcesses)); err != nil && controller == "" {
+		return "", nil // version 2 is not mounted beside version 1
+	}
+	return root, nil
 }
 
 // Remove removes a cgroup that New was asked for, and whose processes have ended.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
@@ -231,6 +232,35 @@ func TestGroupIsClosedWithOthersInIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	other.work(t)
+}
+
+func TestGroupSendsAnotherProcessHome(t *testing.T) {
+	g, p := makeGroup(t)
+	other := startProgram(t)
+	for _, dir := range left(t) {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), fmt.Append(nil, other.cmd.Process.Pid), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	within := func(path string) bool { return path == g.name.path }
+	if is := slices.Collect(maps.Values(other.groups(t))); !slices.ContainsFunc(is, within) {
+		t.Fatalf("it is not in the group: %v", is)
+	}
+	if err := g.SendHome(other.cmd.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	// Not where it was before, of which systemd may have made something else meanwhile.
+	if is := slices.Collect(maps.Values(other.groups(t))); slices.ContainsFunc(is, within) {
+		t.Errorf("it is still there: %v", is)
+	}
+	if use, err := g.Usage(); err != nil || use.Processes == 0 {
+		t.Errorf("the group's own process: %+v, %v", use, err)
+	}
+	p.end()
+	other.end()
+	if err := g.SendHome(other.cmd.Process.Pid); err != nil {
+		t.Errorf("a process that has ended: %v", err)
+	}
 }
 
 func TestGroupIsRemovedByOthersAfterItsProcesses(t *testing.T) {

@@ -124,12 +124,17 @@ func (m *machine) resumeFailed(ctx context.Context, loan *template.Loan, why err
 }
 
 // order has the template built that this VM could have gone on from. It is called
-// once the VM runs, and costs it no more than what the process takes that builds.
+// once the VM runs. What the process takes that builds is not the pod's to pay, whose
+// cgroup may have no room for a second guest.
 func (m *machine) order() {
 	if m.wanted == nil {
 		return
 	}
-	if err := m.wanted.Launch(m.ctx, ownProgram); err != nil && m.ctx.Err() == nil {
+	var leave func(pid int) error
+	if m.group != nil {
+		leave = m.group.SendHome
+	}
+	if err := m.wanted.Launch(m.ctx, ownProgram, leave); err != nil && m.ctx.Err() == nil {
 		m.log.WithError(err).Warn("a template cannot be built")
 	}
 }

@@ -157,6 +157,7 @@ func TestTemplatesAreOffByDefault(t *testing.T) {
 	w, _, _ := withTemplate(t)
 	w.config = configs.Default()
 	w.config.StateDir, w.config.Hypervisor.Path, w.config.Vsock.DevicePath = w.dir+"/state", "true", "true"
+	w.config.Network.Host = configs.HostNetworkLoopback
 	w.lend = func(template.Store, context.Context, qemu.Spec) (*template.Loan, qemu.Spec, error) {
 		t.Error("a template is asked for")
 		return nil, qemu.Spec{}, template.ErrNone
