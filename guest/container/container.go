@@ -26,6 +26,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
+	"github.com/erofsvm/erofsvm/guest/hugepage"
 	"github.com/erofsvm/erofsvm/guest/storage"
 )
 
@@ -38,9 +39,11 @@ type Container struct {
 	mounted *storage.Mounted
 	cgroup  string // directory in the unified hierarchy
 	init    *process
+	pages   hugepage.Reservation
 
-	ooms *oomQueue // the guest's
-	oom  *oomWatch // nil for a cgroup that does not count memory
+	ooms *oomQueue      // the guest's
+	huge *hugepage.Pool // the guest's
+	oom  *oomWatch      // nil for a cgroup that does not count memory
 	// changing holds a token while nobody changes the cgroup: pause, resume and
 	// update read it before they write it.
 	changing chan struct{}
@@ -93,6 +96,14 @@ func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storag
 	if err := setGuestSysctls("/proc/sys", spec); err != nil {
 		return fmt.Errorf("container %s: %w", c.id, err)
 	}
+	if err := c.reservePages(spec); err != nil {
+		return fmt.Errorf("container %s: %w", c.id, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.pages.Release())
+		}
+	}()
 	c.ownNet = hasNamespace(spec, specs.NetworkNamespace)
 	if c.mounted, err = plan.Mount(ctx, dirs.Base, system); err != nil {
 		return err
@@ -125,6 +136,14 @@ func (c *Container) create(ctx context.Context, dirs Dirs, storages []*pb.Storag
 		return errors.Join(fmt.Errorf("container %s: %w", c.id, err), c.destroy())
 	}
 	return nil
+}
+
+// reservePages reserves the huge pages that the container may use.
+func (c *Container) reservePages(spec *specs.Spec) (err error) {
+	if spec.Linux != nil && spec.Linux.Resources != nil {
+		c.pages, err = c.huge.Reserve(spec.Linux.Resources.HugepageLimits)
+	}
+	return err
 }
 
 // endRest kills what the first process has left behind. In a pid namespace of the
@@ -199,5 +218,5 @@ func (c *Container) remove(ctx context.Context, dirs Dirs) (err error) {
 	c.oom.Close()
 	c.ooms.drop(c.id)
 	c.init.closeStreams()
-	return c.mounted.Unmount()
+	return errors.Join(c.pages.Release(), c.mounted.Unmount())
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/agentclient/streamwire"
+	"github.com/erofsvm/erofsvm/guest/hugepage"
 	"github.com/erofsvm/erofsvm/guest/podinit"
 	"github.com/erofsvm/erofsvm/guest/storage"
 	"github.com/erofsvm/erofsvm/guest/stream"
@@ -30,6 +31,7 @@ type Manager struct {
 	dirs   Dirs
 	system storage.System
 	ooms   *oomQueue
+	huge   *hugepage.Pool
 	pod    podinit.Namespace
 
 	mu         sync.Mutex
@@ -40,7 +42,7 @@ type Manager struct {
 // NewManager returns a Manager without containers. Root filesystems are mounted
 // with the help of system.
 func NewManager(dirs Dirs, system storage.System) *Manager {
-	return &Manager{dirs: dirs, system: system, ooms: newOOMQueue(), containers: map[string]*Container{}}
+	return &Manager{dirs: dirs, system: system, ooms: newOOMQueue(), huge: hugepage.New(hugepage.Dir), containers: map[string]*Container{}}
 }
 
 // OnRemoval has f called with the id of each container that is gone, removed or
@@ -295,6 +297,7 @@ func (m *Manager) reserve(id string) (*Container, error) {
 		return nil, fmt.Errorf("container %s, which is %s: %w", id, c.State(), errdefs.ErrAlreadyExists)
 	}
 	c := newContainer(id, m.ooms)
+	c.huge = m.huge
 	m.containers[id] = c
 	return c, nil
 }

@@ -34,10 +34,12 @@ const (
 )
 
 // driverMemory is a filesystem in the memory of the guest, of type and source
-// memoryFS. The other drivers are those of package uevent.
+// memoryFS, or of huge pages, which a pod's own may be. The other drivers are those of
+// package uevent.
 const (
 	driverMemory = "ephemeral"
 	memoryFS     = "tmpfs"
+	hugeFS       = "hugetlbfs"
 )
 
 // Drivers are the drivers of storages that are there.

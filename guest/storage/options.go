@@ -47,14 +47,17 @@ var mountAttrs = map[string]struct{ clear, set int }{
 // superOptions are the options of a filesystem that pass. Everything else is
 // refused: options can name other devices (erofs device=, ext4 journal_path=),
 // stop the kernel (errors=panic) or weaken what the layer is trusted for.
-// Documentation/filesystems/{ext4,erofs,tmpfs} of the kernel describe them.
+// Documentation/filesystems/{ext4,erofs,tmpfs} of the kernel describe them, and hugetlbfs
+// Documentation/admin-guide/mm/hugetlbpage.rst.
 var superOptions = sync.OnceValue(func() map[string]*regexp.Regexp {
 	return map[string]*regexp.Regexp{
 		"ext4": regexp.MustCompile(`^(sync|async|dirsync|lazytime|nolazytime|data=(ordered|writeback|journal)|` +
 			`commit=[0-9]{1,4}|barrier|nobarrier|barrier=[01]|discard|nodiscard|delalloc|nodelalloc|` +
 			`errors=(remount-ro|continue)|user_xattr|nouser_xattr|acl|noacl|init_itable|noinit_itable|init_itable=[0-9]{1,4})$`),
 		"erofs": regexp.MustCompile(`^(lazytime|nolazytime|user_xattr|nouser_xattr|acl|noacl|cache_strategy=(disabled|readahead|readaround))$`),
-		"tmpfs": regexp.MustCompile(`^(size=[1-9][0-9]{0,17}|nr_inodes=[1-9][0-9]{0,17}|mode=[0-7]{3,4}|inode64)$`),
+		// How large it is the pages bound that are reserved.
+		"hugetlbfs": regexp.MustCompile(`^(pagesize=[1-9][0-9]{0,11})$`),
+		"tmpfs":     regexp.MustCompile(`^(size=[1-9][0-9]{0,17}|nr_inodes=[1-9][0-9]{0,17}|mode=[0-7]{3,4}|inode64)$`),
 	}
 })
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -78,15 +79,14 @@ func (s *Shared) place(wire *pb.Storage, kernel []string) error {
 		s.disk = uevent.Disk{Driver: uevent.Driver(wire.GetDriver()), Source: wire.GetSource()}
 		return s.disk.Check()
 	}
-	if s.fstype != memoryFS {
-		return invalid("filesystem %.32q in memory, want %s", s.fstype, memoryFS)
+	needs := map[string]string{memoryFS: "size=", hugeFS: "pagesize="}[s.fstype]
+	if needs == "" {
+		return invalid("filesystem %.32q in memory, want %s or %s", s.fstype, memoryFS, hugeFS)
 	}
-	for _, o := range kernel {
-		if strings.HasPrefix(o, "size=") {
-			return nil
-		}
+	if !slices.ContainsFunc(kernel, func(o string) bool { return strings.HasPrefix(o, needs) }) {
+		return invalid("no option %s, and a filesystem in memory needs a bound", needs)
 	}
-	return invalid("no option size=, and a filesystem in memory needs a bound")
+	return nil
 }
 
 // Same says whether other is the same filesystem at the same place; how it is

@@ -32,18 +32,19 @@ func TestWhatIsNoStorageOfAPodIsRefused(t *testing.T) {
 		class   error
 		says    string
 	}{
-		"outside":         {changed(sharedDisk(dir), func(s *pb.Storage) { s.MountPoint = "/b/c/rootfs" }), errdefs.ErrInvalidArgument, "/b/c/rootfs"},
-		"upwards":         {changed(sharedDisk(dir), func(s *pb.Storage) { s.MountPoint = dir + "/.." }), errdefs.ErrInvalidArgument, ".."},
-		"no ext4":         {changed(sharedDisk(dir), func(s *pb.Storage) { s.Fstype = "xfs" }), errdefs.ErrInvalidArgument, "xfs"},
-		"no place":        {changed(sharedDisk(dir), func(s *pb.Storage) { s.Source = "../sda" }), errdefs.ErrInvalidArgument, "../sda"},
-		"another driver":  {changed(sharedDisk(dir), func(s *pb.Storage) { s.Driver = "9p" }), errdefs.ErrNotImplemented, "9p"},
-		"memory, no size": {sharedMemory(dir), errdefs.ErrInvalidArgument, "size="},
-		"memory of ext4":  {changed(sharedMemory(dir, "size=4096"), func(s *pb.Storage) { s.Fstype = "ext4" }), errdefs.ErrInvalidArgument, "ext4"},
-		"another option":  {sharedDisk(dir, "X-kata.overlay-upper"), errdefs.ErrNotImplemented, "overlay-upper"},
-		"kernel's option": {sharedDisk(dir, "errors=panic"), errdefs.ErrInvalidArgument, "errors=panic"},
-		"a way out":       {sharedDisk(dir, mkdirOption("/a/../../b")), errdefs.ErrInvalidArgument, "leaves"},
-		"another mount":   {sharedDisk(dir, optMkdir+"{{ mount 1 }}/a"), errdefs.ErrInvalidArgument, "1 mounts"},
-		"fs_group":        {changed(sharedDisk(dir), func(s *pb.Storage) { s.FsGroup = &pb.FSGroup{} }), errdefs.ErrNotImplemented, "fs_group"},
+		"outside":             {changed(sharedDisk(dir), func(s *pb.Storage) { s.MountPoint = "/b/c/rootfs" }), errdefs.ErrInvalidArgument, "/b/c/rootfs"},
+		"upwards":             {changed(sharedDisk(dir), func(s *pb.Storage) { s.MountPoint = dir + "/.." }), errdefs.ErrInvalidArgument, ".."},
+		"no ext4":             {changed(sharedDisk(dir), func(s *pb.Storage) { s.Fstype = "xfs" }), errdefs.ErrInvalidArgument, "xfs"},
+		"no place":            {changed(sharedDisk(dir), func(s *pb.Storage) { s.Source = "../sda" }), errdefs.ErrInvalidArgument, "../sda"},
+		"another driver":      {changed(sharedDisk(dir), func(s *pb.Storage) { s.Driver = "9p" }), errdefs.ErrNotImplemented, "9p"},
+		"memory, no size":     {sharedMemory(dir), errdefs.ErrInvalidArgument, "size="},
+		"huge pages, no size": {changed(sharedMemory(dir, "size=4096"), func(s *pb.Storage) { s.Fstype = "hugetlbfs" }), errdefs.ErrInvalidArgument, "pagesize="},
+		"memory of ext4":      {changed(sharedMemory(dir, "size=4096"), func(s *pb.Storage) { s.Fstype = "ext4" }), errdefs.ErrInvalidArgument, "ext4"},
+		"another option":      {sharedDisk(dir, "X-kata.overlay-upper"), errdefs.ErrNotImplemented, "overlay-upper"},
+		"kernel's option":     {sharedDisk(dir, "errors=panic"), errdefs.ErrInvalidArgument, "errors=panic"},
+		"a way out":           {sharedDisk(dir, mkdirOption("/a/../../b")), errdefs.ErrInvalidArgument, "leaves"},
+		"another mount":       {sharedDisk(dir, optMkdir+"{{ mount 1 }}/a"), errdefs.ErrInvalidArgument, "1 mounts"},
+		"fs_group":            {changed(sharedDisk(dir), func(s *pb.Storage) { s.FsGroup = &pb.FSGroup{} }), errdefs.ErrNotImplemented, "fs_group"},
 	} {
 		if _, err := ParseShared(dir, c.storage); !errors.Is(err, c.class) || !strings.Contains(fmt.Sprint(err), c.says) {
 			t.Errorf("%s: %v, want %q of class %v", name, err, c.says, c.class)

@@ -28,6 +28,9 @@ type Volume struct {
 	// Memory says that the medium is memory, of at most Bytes.
 	Memory bool
 	Bytes  int64
+	// HugePage is the size in bytes of the huge pages that are the medium, 0 if they
+	// are not. How many there can be the limits of the containers say.
+	HugePage int64
 	// Owner are owner and mode of Dir, and SubOwner those of what is mounted: what
 	// the kubelet has prepared for the pod's fsGroup.
 	Owner, SubOwner Owner
@@ -35,6 +38,19 @@ type Volume struct {
 
 // Owner are owner and mode of a directory, the mode without the bits of its type.
 type Owner struct{ UID, GID, Mode uint32 }
+
+// HugePageName is the size of the medium's huge pages as OCI specs name it, such as
+// 2MB (runtime-spec, config-linux.md, "Huge page limits").
+func (v *Volume) HugePageName() string {
+	switch n := v.HugePage; {
+	case n >= 1<<30:
+		return fmt.Sprintf("%dGB", n>>30)
+	case n >= 1<<20:
+		return fmt.Sprintf("%dMB", n>>20)
+	default:
+		return fmt.Sprintf("%dKB", n>>10)
+	}
+}
 
 // plugin is the directory of all emptyDirs of a pod (pkg/volume/emptydir of
 // Kubernetes).
@@ -48,7 +64,7 @@ var (
 )
 
 // Look says which emptyDir a bind mount with this source, an absolute path, is of;
-// nil if of none. A medium that the guest cannot have is errdefs.ErrNotImplemented.
+// nil if of none.
 func Look(source string) (*Volume, error) {
 	source = filepath.Clean(source)
 	if whole.MatchString(source) {
@@ -87,7 +103,7 @@ func look(dir, sub, source string) (*Volume, error) {
 	}
 	switch {
 	case int64(fs.Type) == unix.HUGETLBFS_MAGIC:
-		return nil, fmt.Errorf("emptyDir %s: its medium are huge pages of the host, which the guest does not have: %w", dir, errdefs.ErrNotImplemented)
+		v.HugePage = fs.Bsize // hugetlbfs_statfs in fs/hugetlbfs/inode.c
 	case mounted && int64(fs.Type) == unix.TMPFS_MAGIC:
 		v.Memory, v.Bytes = true, int64(fs.Blocks)*fs.Bsize
 	}

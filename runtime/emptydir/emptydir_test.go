@@ -5,10 +5,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
-	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/test/need"
@@ -129,14 +129,14 @@ func TestASubPathIsAPartOfItsVolume(t *testing.T) {
 	})
 }
 
-func TestHugePagesAreRefused(t *testing.T) {
+func TestAVolumeOfHugePagesHasTheirSize(t *testing.T) {
 	_, dir := pod(t, "pages")
 	if out, err := exec.Command("grep", "-c", "hugetlbfs", "/proc/filesystems").Output(); err != nil {
 		t.Skipf("the kernel has no hugetlbfs: %s", out)
 	}
 	mounts(t, "hugetlbfs", dir, "hugetlbfs", 0, "")
-	if _, err := Look(dir); !errdefs.IsNotImplemented(err) || !strings.Contains(err.Error(), "huge pages") {
-		t.Errorf("%v", err)
+	if v := seen(t, dir); v == nil || v.HugePage < 64<<10 || v.Memory || !slices.Contains([]string{"64KB", "1MB", "2MB", "1GB"}, v.HugePageName()) {
+		t.Errorf("%+v", v)
 	}
 }
 

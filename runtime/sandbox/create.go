@@ -137,7 +137,7 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 	if err != nil {
 		return err
 	}
-	inPod, err := m.giveEmptyDirs(ctx, volumes)
+	inPod, err := m.giveEmptyDirs(ctx, volumes, s.limits())
 	if err != nil {
 		return err
 	}

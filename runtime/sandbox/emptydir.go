@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 
+	"github.com/containerd/errdefs"
 	"github.com/google/uuid"
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
@@ -73,12 +74,17 @@ func takeEmptyDirs(guest *guestspec.Result, how configs.Mounts) ([]wantedDir, er
 const contentDir = "data"
 
 // giveEmptyDirs lets a container have its volumes, attaches the disks of those that
-// are new in the pod, and returns the storages that the agent needs.
-func (m *machine) giveEmptyDirs(ctx context.Context, wanted []wantedDir) ([]*pb.Storage, error) {
+// are new in the pod, and returns the storages that the agent needs. limits are those
+// of the containers of the pod, this one's among them.
+func (m *machine) giveEmptyDirs(ctx context.Context, wanted []wantedDir, limits []*pb.LinuxResources) ([]*pb.Storage, error) {
 	var storages []*pb.Storage
 	for _, w := range wanted {
 		d := m.empty.get(w.Dir)
-		storage, err := m.emptyDirStorage(ctx, w, d)
+		err := checkHugePages(w.Volume, limits)
+		var storage *pb.Storage
+		if err == nil {
+			storage, err = m.emptyDirStorage(ctx, w, d)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("mount %s, an emptyDir: %w", w.mount.GetDestination(), err)
 		}
@@ -86,6 +92,23 @@ func (m *machine) giveEmptyDirs(ctx context.Context, wanted []wantedDir) ([]*pb.
 		storages = append(storages, storage)
 	}
 	return storages, nil
+}
+
+// checkHugePages says whether the guest has reserved any huge pages for a volume of
+// them. One without would be found out by the program that maps it.
+func checkHugePages(v *emptydir.Volume, limits []*pb.LinuxResources) error {
+	if v.HugePage == 0 {
+		return nil
+	}
+	for _, l := range limits {
+		for _, h := range l.GetHugepageLimits() {
+			if h.GetPagesize() == v.HugePageName() && h.GetLimit() > 0 {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("its medium are huge pages of %s, of which the guest reserves as many as the limits of containers allow, and no container of the pod has such a limit: if the pod does, set disable_hugetlb_controller = false in containerd's configuration of the CRI, and let the host have the hugetlb cgroup: %w",
+		v.HugePageName(), errdefs.ErrFailedPrecondition)
 }
 
 // get returns the volume of a directory of the host.
@@ -108,10 +131,14 @@ func (all *emptyDirs) get(dir string) *emptyDir {
 // the same for each container of the pod, but for those.
 func (m *machine) emptyDirStorage(ctx context.Context, w wantedDir, d *emptyDir) (*pb.Storage, error) {
 	s := &pb.Storage{MountPoint: path.Join(guestRoot, "sandbox", d.name), Shared: true}
-	if w.Memory {
+	switch {
+	case w.HugePage > 0:
+		s.Driver, s.Source, s.Fstype = "ephemeral", "hugetlbfs", "hugetlbfs"
+		s.Options = []string{fmt.Sprintf("pagesize=%d", w.HugePage)}
+	case w.Memory:
 		s.Driver, s.Source, s.Fstype = "ephemeral", "tmpfs", "tmpfs"
 		s.Options = []string{fmt.Sprintf("size=%d", m.boundMemory(w.Bytes))}
-	} else {
+	default:
 		at, err := m.attachEmptyDir(ctx, w.Volume, d)
 		if err != nil {
 			return nil, err

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -116,6 +118,35 @@ func TestAnEmptyDirInMemoryIsBoundedByTheVM(t *testing.T) {
 	slices.Sort(sizes)
 	if !slices.Equal(sizes, []string{"size=1073741824", "size=3145728"}) {
 		t.Errorf("sizes %q", sizes)
+	}
+}
+
+func TestAnEmptyDirOfHugePagesNeedsALimitOfThem(t *testing.T) {
+	need.Root(t, "to mount")
+	w := newWorld(t, newFakeAgent())
+	dir := kubeletDir(t, w, "pages")
+	if err := unix.Mount("hugetlbfs", dir, "hugetlbfs", 0, ""); err != nil {
+		if errors.Is(err, unix.ENODEV) {
+			t.Skip("the kernel has no hugetlbfs")
+		}
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, 0) })
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		t.Fatal(err)
+	}
+	volume := bindSpec(bindMount("/pages", dir, "rw"))
+	other := newWorld(t, newFakeAgent())
+	_, err := other.Create(t.Context(), other.request(t, "without", volume))
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "/pages") || !strings.Contains(err.Error(), "disable_hugetlb_controller") {
+		t.Errorf("without a limit: %v", err)
+	}
+	size := (&emptydir.Volume{HugePage: fs.Bsize}).HugePageName()
+	limited := strings.Replace(volume, `"root":{}`, fmt.Sprintf(`"root":{},"linux":{"resources":{"hugepageLimits":[{"pageSize":%q,"limit":%d}]}}`, size, fs.Bsize), 1)
+	shared := sharedOf(w.createdAs(t, "c", limited))
+	if len(shared) != 1 || shared[0].GetFstype() != "hugetlbfs" || shared[0].GetOptions()[0] != fmt.Sprintf("pagesize=%d", fs.Bsize) {
+		t.Errorf("%v", shared)
 	}
 }
 

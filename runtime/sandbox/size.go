@@ -192,5 +192,7 @@ func merged(before, update *pb.LinuxResources) *pb.LinuxResources {
 			Period: cmp.Or(update.GetCPU().GetPeriod(), before.GetCPU().GetPeriod()),
 		},
 		Memory: &pb.LinuxMemory{Limit: cmp.Or(update.GetMemory().GetLimit(), before.GetMemory().GetLimit())},
+		// The guest has reserved them when the container was created.
+		HugepageLimits: before.GetHugepageLimits(),
 	}
 }

@@ -49,11 +49,12 @@ func (p Policy) Want(containers []*pb.LinuxResources) Size {
 			cpus += float64(quota) / float64(period)
 		}
 		if limit := c.GetMemory().GetLimit(); limit > 0 {
-			sum := bytes + uint64(limit)
-			if sum < bytes {
-				sum = math.MaxUint64 // containerd writes 2^63-1 for no limit
-			}
-			bytes = sum
+			bytes = sum(bytes, uint64(limit))
+		}
+		// They are beside what the limit of memory counts (Documentation/admin-guide/
+		// cgroup-v2.rst, memory_hugetlb_accounting).
+		for _, pages := range c.GetHugepageLimits() {
+			bytes = sum(bytes, pages.GetLimit())
 		}
 	}
 	want := p.Base
@@ -62,6 +63,14 @@ func (p Policy) Want(containers []*pb.LinuxResources) Size {
 		want.MemoryMiB = max(want.MemoryMiB, p.memory(bytes))
 	}
 	return Size{VCPUs: min(want.VCPUs, p.Max.VCPUs), MemoryMiB: min(want.MemoryMiB, p.Max.MemoryMiB)}
+}
+
+// sum is at most what can be counted: containerd writes 2^63-1 for no limit.
+func sum(a, b uint64) uint64 {
+	if a+b < a {
+		return math.MaxUint64
+	}
+	return a + b
 }
 
 // memory is the size of a VM whose containers may use so many bytes: Base and

@@ -30,6 +30,8 @@ func TestTheSumOfTheContainersDecidesWithinTheBounds(t *testing.T) {
 		{"parts of processors add up", []*pb.LinuxResources{limits(70_000, 100_000, 0), limits(70_000, 0, 0)}, Size{2, 512}},
 		{"two processors exactly", []*pb.LinuxResources{limits(100_000, 50_000, 0)}, Size{2, 512}},
 		{"memories add up", []*pb.LinuxResources{limits(0, 0, 512*mib), limits(0, 0, 512*mib)}, Size{1, 1152}},
+		{"huge pages are beside the memory", []*pb.LinuxResources{limits(0, 0, 384*mib), {HugepageLimits: []*pb.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 64 * mib}, {Pagesize: "1GB"}}}}, Size{1, 512}},
+		{"and more of them is a block more", []*pb.LinuxResources{limits(0, 0, 384*mib), {HugepageLimits: []*pb.LinuxHugepageLimit{{Pagesize: "2MB", Limit: 66 * mib}}}}, Size{1, 640}},
 		{"more than can be", []*pb.LinuxResources{limits(900_000, 100_000, 8192*mib)}, Size{4, 4096}},
 		{"no limit, as containerd writes it", []*pb.LinuxResources{limits(math.MaxInt64, 1, math.MaxInt64), limits(0, 0, math.MaxInt64), limits(0, 0, math.MaxInt64)}, Size{4, 4096}},
 	} {
