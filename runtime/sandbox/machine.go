@@ -162,7 +162,7 @@ func (m *machine) obtain(ctx context.Context) error {
 	if err := makeSandboxDir(m.dir); err != nil {
 		return err
 	}
-	if err := m.net.open(m.netns); err != nil {
+	if err := m.net.open(m.netns, m.pod); err != nil {
 		return err
 	}
 	spec, err := m.spec()

@@ -88,13 +88,13 @@ func newPodNetwork(c configs.Config, logger *log.Entry) *podNetwork {
 	}
 }
 
-// open takes the namespace, or makes it, before anything runs in it.
-func (n *podNetwork) open(at netns) (err error) {
+// open takes the namespace, or makes it, before anything runs in it. It may be a pod's,
+// which others send traffic to, or that of a container for itself.
+func (n *podNetwork) open(at netns, pod bool) (err error) {
 	switch {
+	case at.host && pod && n.cfg.Host == configs.HostNetworkRefuse:
+		return errHostNetwork
 	case at.host:
-		if n.cfg.Host == configs.HostNetworkRefuse {
-			return errHostNetwork
-		}
 		n.log.Warn("the spec has no network namespace, which means the host's: the guest cannot have that, and gets its loopback alone")
 		return nil
 	case at.path == "":

@@ -210,11 +210,11 @@ func TestSandboxWithoutANetworkHasLoopbackAlone(t *testing.T) {
 	}
 }
 
-// TestTheHostsNetworkIsRefused with an error for people who read a pod's events.
-func TestTheHostsNetworkIsRefused(t *testing.T) {
+// TestTheHostsNetworkIsRefusedToPods with an error for people who read their events.
+func TestTheHostsNetworkIsRefusedToPods(t *testing.T) {
 	w := newWorld(t, newFakeAgent())
 	w.config.Network.Host = configs.HostNetworkRefuse
-	_, create := w.Create(t.Context(), w.request(t, "c", ""))
+	_, create := w.Create(t.Context(), w.request(t, "pod", strings.Replace(infraSpec, `,{"type":"network"}`, "", 1)))
 	must(t, "pod", w.CreatePod(&PodRequest{ID: "pod", Bundle: w.request(t, "pod", "").Bundle, Config: w.config, HostNetwork: true}))
 	_, start := w.StartPod(t.Context(), "pod")
 	for _, err := range []error{create, start} {
@@ -224,6 +224,11 @@ func TestTheHostsNetworkIsRefused(t *testing.T) {
 	}
 	if w.starts > 0 {
 		t.Errorf("%d VMs started", w.starts)
+	}
+	alone := newWorld(t, newFakeAgent())
+	alone.config.Network.Host = configs.HostNetworkRefuse
+	if _, err := alone.Create(t.Context(), alone.request(t, "c", "")); err != nil || len(alone.vm.nics) > 0 {
+		t.Errorf("a container of no pod: %v, interfaces %q", err, alone.vm.nics)
 	}
 }
 
