@@ -112,9 +112,9 @@ kubernetes-tools:
 test-k8s: tools kubernetes-tools guest-image images ## a real Kubernetes of one node with pods in VMs, driven by kubectl (slow at first)
 	@$(ENV) go test -race -count=1 $(TEST_FLAGS) -timeout 30m -v ./test/k8s $(if $(LOGS),-args -logs $(abspath $(LOGS)))
 
-.PHONY: test-vhost-vsock
-test-vhost-vsock: guest-image ## the kernel's vsock backend, inside an outer VM where the host has none (slow)
-	@$(ENV) go test -tags vhostvsock $(TEST_FLAGS) -timeout 30m -v -run VhostVsock ./hypervisor/...
+.PHONY: test-vhost
+test-vhost: guest-image ## the kernel's vsock and network backends, inside an outer VM where the host has none (slow)
+	@$(ENV) go test -tags vhostvsock $(TEST_FLAGS) -timeout 30m -v -run '^TestVhost$$' ./hypervisor/qemu
 
 CONFORMANCE := $(BIN)/conformance
 
@@ -164,7 +164,7 @@ bench: guest-image images conformance-program ## a ctr run by phases, memory, la
 bench-quick: guest-image images ## the same within ten minutes, with fewer samples and without runc
 	@test/setup/tools.sh fio iperf3
 	@$(ENV) go run ./test/bench -out $(BENCH) -runs 2
-	@$(ENV) go run ./test/bench/templates -out $(BENCH) -runs 2 -pods 3
+	@$(ENV) go run ./test/bench/templates -out $(BENCH) -runs 2 -pods 3 -burst 5
 	@$(ENV) go run ./test/bench/disks -out $(BENCH) -runs 1
 	@$(ENV) go run ./test/bench/execs -out $(BENCH) -samples 50 -execs 50 -size 64 -flow 64
 	@$(ENV) go run ./test/bench/network -out $(BENCH) -runs 1

@@ -72,6 +72,8 @@ type Hypervisor struct {
 	Slots        int    `toml:"slots"`
 	BlockDriver  string `toml:"block_driver"`
 	AIO          string `toml:"aio"`
+	Cache        string `toml:"cache"`
+	IOThreads    int    `toml:"iothreads"`
 	Templates    string `toml:"templates"`
 	TemplatesMiB int    `toml:"templates_mib"`
 }
@@ -98,6 +100,13 @@ type Network struct {
 	Queues   int    `toml:"queues"`
 	VhostNet bool   `toml:"vhost_net"`
 }
+
+// CacheNone is the value of Hypervisor.Cache that keeps disks out of the host's page
+// cache.
+const CacheNone = "none"
+
+// MaxIOThreads is more than a virtual machine has use for.
+const MaxIOThreads = 16
 
 // The values of Network.Host.
 const (
@@ -314,7 +323,12 @@ func (c *Config) Validate() error {
 	}
 	between("hypervisor.slots", c.Hypervisor.Slots, 2, MaxSlots)
 	oneOf("hypervisor.block_driver", c.Hypervisor.BlockDriver, "virtio-blk", "virtio-scsi")
-	oneOf("hypervisor.aio", c.Hypervisor.AIO, "threads", "io_uring")
+	oneOf("hypervisor.aio", c.Hypervisor.AIO, "threads", "io_uring", "native")
+	oneOf("hypervisor.cache", c.Hypervisor.Cache, "writeback", CacheNone)
+	if c.Hypervisor.AIO == "native" && c.Hypervisor.Cache != CacheNone {
+		bad("hypervisor.aio", "%q needs hypervisor.cache = %q: the kernel has it for O_DIRECT alone", c.Hypervisor.AIO, CacheNone)
+	}
+	between("hypervisor.iothreads", c.Hypervisor.IOThreads, 0, MaxIOThreads)
 	oneOf("hypervisor.templates", c.Hypervisor.Templates, "off", TemplatesOn)
 	between("hypervisor.templates_mib", c.Hypervisor.TemplatesMiB, 1, 1<<20)
 	file("guest.kernel", c.Guest.Kernel, true)

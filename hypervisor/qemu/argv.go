@@ -91,6 +91,9 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		args = append(args, vsockChardev(dev)...)
 		args = append(args, "-device", "vmgenid,guid="+s.generation, "-incoming", "defer")
 	}
+	for i := range s.IOThreads {
+		args = append(args, "-object", "iothread,id="+ioThread(i))
+	}
 	args = append(args, slotDevices(s)...)
 	if s.stopped {
 		args = append(args, "-S")
@@ -180,14 +183,19 @@ func vsockPlugged(dev vsock.Wiring, at slot) map[string]any {
 	return options
 }
 
+// ioThread is the name of one of the threads that serve disks.
+func ioThread(i int) string { return fmt.Sprintf("io%d", i) }
+
 // slotDevices are the devices that disks, shares and network interfaces are plugged
 // into.
 func slotDevices(s Spec) []string {
 	var args []string
 	if s.BlockDriver == VirtioSCSI && s.DiskSlots > 0 {
-		// Its requests are handled by QEMU's main thread, as those of virtio-blk
-		// are: so both kinds of disk share the files' aio and nothing else.
-		args = append(args, "-device", fmt.Sprintf("virtio-scsi-pci,id=%s,bus=pcie.0,addr=%02x,disable-legacy=on", scsiController, addrSCSI))
+		controller := fmt.Sprintf("virtio-scsi-pci,id=%s,bus=pcie.0,addr=%02x,disable-legacy=on", scsiController, addrSCSI)
+		if s.IOThreads > 0 {
+			controller += ",iothread=" + ioThread(0)
+		}
+		args = append(args, "-device", controller)
 	}
 	for i := range bridges(s.slotCount()) {
 		// shpc=off: Debian's cloud kernel has no driver for it; ACPI plugs. The

@@ -65,6 +65,9 @@ func (b BlockDriver) device(d *disk) map[string]any {
 		maps.Copy(options, map[string]any{
 			"driver": "virtio-blk-pci", "bus": d.slot.bus(), "addr": d.slot.addr(), "disable-legacy": "on",
 		})
+		if d.thread != "" {
+			options["iothread"] = d.thread
+		}
 		if !d.vectors {
 			options["vectors"], options["num-queues"] = 0, 1
 		}

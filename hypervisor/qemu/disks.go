@@ -32,6 +32,9 @@ type disk struct {
 	plug
 	// vectors: the device has interrupts of its own.
 	vectors bool
+	// thread serves it, by the name of an iothread; "" for QEMU's main thread, or that of
+	// its controller.
+	thread string
 	// node says whether QEMU has the disk's block node, as far as it is known.
 	// Guarded by turn.
 	node bool
@@ -114,6 +117,9 @@ func (m *Machine) reserve(id string, on BlockDriver) (*disk, error) {
 	d.pci = on == VirtioBlk
 	if d.vectors = m.vectors < disksWithVectors; d.vectors {
 		m.vectors++
+	}
+	if n := m.spec.IOThreads; n > 0 && d.pci {
+		d.thread = ioThread(int(slot) % n)
 	}
 	m.disks[id] = d
 	return d, nil

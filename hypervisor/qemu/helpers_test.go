@@ -121,10 +121,12 @@ func idleSpec(t *testing.T, s Spec) Spec {
 
 // eachDriver runs a test of what must not depend on the kind of device.
 func eachDriver(t *testing.T, test func(t *testing.T, spec func(Spec) Spec)) {
-	for _, driver := range []BlockDriver{VirtioBlk, VirtioSCSI} {
-		t.Run(string(driver), func(t *testing.T) {
-			test(t, func(s Spec) Spec { s.BlockDriver = driver; return s })
-		})
+	for name, with := range map[string]func(Spec) Spec{
+		"virtio-blk":            func(s Spec) Spec { s.BlockDriver = VirtioBlk; return s },
+		"virtio-scsi":           func(s Spec) Spec { s.BlockDriver = VirtioSCSI; return s },
+		"virtio-blk, iothreads": func(s Spec) Spec { s.BlockDriver, s.IOThreads = VirtioBlk, 2; return s },
+	} {
+		t.Run(name, func(t *testing.T) { test(t, with) })
 	}
 }
 

@@ -43,6 +43,8 @@ const (
 
 	// maxVCPUs is what q35 takes without interrupt remapping.
 	maxVCPUs = 255
+	// maxIOThreads is more than anybody has use for.
+	maxIOThreads = 16
 	// minMemoryMiB is below what the distribution's kernel needs to unpack an
 	// initramfs.
 	minMemoryMiB = 64
@@ -94,6 +96,9 @@ type Spec struct {
 	AIO AIO
 	// CacheDirect opens the files behind disks with O_DIRECT.
 	CacheDirect bool
+	// IOThreads is how many threads serve the disks, which are dealt out to them by
+	// their slots; those of virtio-scsi share the first. With 0 QEMU's main thread does.
+	IOThreads int
 
 	// Vsock chooses the vsock device; empty is vsock.Auto.
 	Vsock vsock.Kind
@@ -216,10 +221,13 @@ func (s Spec) validate() error {
 	case AIOThreads, AIOURing:
 	case AIONative:
 		if !s.CacheDirect {
-			bad("hypervisor.aio", "native needs direct I/O (Spec.CacheDirect)")
+			bad("hypervisor.aio", "native needs direct I/O (hypervisor.cache = \"none\")")
 		}
 	default:
 		bad("hypervisor.aio", "%q is not threads, io_uring or native", s.AIO)
+	}
+	if s.IOThreads < 0 || s.IOThreads > maxIOThreads {
+		bad("hypervisor.iothreads", "%d is not between 0 and %d", s.IOThreads, maxIOThreads)
 	}
 	if s.VCPUs < 1 || s.VCPUs > maxVCPUs {
 		bad("hypervisor.vcpus", "%d is not between 1 and %d", s.VCPUs, maxVCPUs)

@@ -45,6 +45,7 @@ func TestSpecIsRefusedWithTheOptionToChange(t *testing.T) {
 		"accelerator":            {func(s *Spec) { s.Accelerator = "xen" }, "hypervisor.accelerator: "},
 		"aio":                    {func(s *Spec) { s.AIO = "posix" }, "hypervisor.aio: "},
 		"native without direct":  {func(s *Spec) { s.AIO = AIONative }, "hypervisor.aio: "},
+		"too many iothreads":     {func(s *Spec) { s.IOThreads = 17 }, "hypervisor.iothreads: "},
 		"no vcpu":                {func(s *Spec) { s.VCPUs = 0 }, "hypervisor.vcpus: "},
 		"too many vcpus":         {func(s *Spec) { s.VCPUs = 256 }, "hypervisor.vcpus: "},
 		"little memory":          {func(s *Spec) { s.MemoryMiB = 63 }, "hypervisor.memory_mib: "},

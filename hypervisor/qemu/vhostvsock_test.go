@@ -15,15 +15,18 @@ import (
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
 )
 
-// TestVhostVsock boots a guest whose vsock device is the host kernel's. A host
-// without one is replaced by a VM of the distribution's kernel, in which this
-// same test runs; emulation within emulation takes minutes.
-func TestVhostVsock(t *testing.T) {
-	if _, err := os.Stat("/dev/vhost-vsock"); err == nil {
-		kernelVsock(t)
-	} else {
-		inOuterVM(t)
+// TestVhost boots guests whose vsock device, and whose network interface, are served
+// by the host's kernel. A host that cannot is replaced by a VM of the distribution's
+// kernel, in which this same test runs; emulation within emulation takes minutes.
+func TestVhost(t *testing.T) {
+	for _, device := range []string{"/dev/vhost-vsock", "/dev/vhost-net", "/dev/net/tun"} {
+		if _, err := os.Stat(device); err != nil {
+			inOuterVM(t)
+			return
+		}
 	}
+	t.Run("vsock", kernelVsock)
+	t.Run("net", kernelNet)
 }
 
 func kernelVsock(t *testing.T) {
@@ -72,13 +75,16 @@ func kernelVsock(t *testing.T) {
 	t.Logf("goes on, phases %+v", third.Timings())
 }
 
-// outerModules make /dev/vhost-vsock.
+// outerModules make /dev/vhost-vsock, /dev/vhost-net and /dev/net/tun.
 var outerModules = []string{
 	"kernel/net/vmw_vsock/vsock.ko",
 	"kernel/net/vmw_vsock/vmw_vsock_virtio_transport_common.ko",
 	"kernel/drivers/vhost/vhost_iotlb.ko",
 	"kernel/drivers/vhost/vhost.ko",
 	"kernel/drivers/vhost/vhost_vsock.ko",
+	"kernel/drivers/net/tun.ko",
+	"kernel/drivers/net/tap.ko",
+	"kernel/drivers/vhost/vhost_net.ko",
 }
 
 // inOuterVM runs this test's binary in a VM. QEMU and what it opens lie there
@@ -88,7 +94,7 @@ func inOuterVM(t *testing.T) {
 	dir := t.TempDir()
 	files := map[string]string{
 		"outer/qemu.test":   testguest.Build(t, filepath.Join(dir, "qemu.test"), "test", "-c", "-tags=vhostvsock", "../../qemu"),
-		"outer/initrd.cpio": initrd(t, tools),
+		"outer/initrd.cpio": netInitrd(t, tools),
 		tools.Kernel[1:]:    tools.Kernel,
 	}
 	links := map[string]string{}
@@ -110,7 +116,7 @@ func inOuterVM(t *testing.T) {
 		"-append", strings.Join([]string{
 			"console=ttyS0", "quiet", "panic=-1", "TMPDIR=/tmp",
 			"EROFSVM_TOOLS=" + tools.Root, patienceVar + "=25m", initrdVar + "=/outer/initrd.cpio",
-			"--", "/outer/qemu.test", "-test.v", "-test.timeout=28m", "-test.run=^TestVhostVsock$",
+			"--", "/outer/qemu.test", "-test.v", "-test.timeout=28m", "-test.run=^TestVhost$",
 		}, " "))
 	cmd.Stderr = os.Stderr
 	console, err := cmd.StdoutPipe()

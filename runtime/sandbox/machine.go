@@ -353,6 +353,8 @@ func specOf(c configs.Config) (qemu.Spec, error) {
 		DiskSlots:    h.Slots,
 		BlockDriver:  qemu.BlockDriver(h.BlockDriver),
 		AIO:          qemu.AIO(h.AIO),
+		CacheDirect:  h.Cache == configs.CacheNone,
+		IOThreads:    h.IOThreads,
 		Vsock:        vsock.Kind(c.Vsock.Backend),
 		VsockDaemon:  daemon,
 		Virtiofsd:    virtiofsd,

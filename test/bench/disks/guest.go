@@ -29,6 +29,9 @@ type guest struct {
 	vm      *vm.VM
 	program []byte // in-guest
 	base    []byte // archive of Debian's root
+
+	noisy     noisy          // made for the first VM
+	fioLowers []layers.Lower // likewise
 }
 
 // inGuest measures what a container sees of its disks.
@@ -43,12 +46,18 @@ func (b *bench) inGuest(ctx context.Context) (err error) {
 	if g.vm, err = vm.New(b.tree, nil); err != nil {
 		return err
 	}
-	defer func() {
-		ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), step)
-		defer cancel()
-		err = errors.Join(err, g.vm.Close(ending))
-	}()
-	return g.reads(ctx)
+	err = g.reads(ctx)
+	if err := errors.Join(err, g.close(ctx)); err != nil {
+		return err
+	}
+	return g.variants(ctx)
+}
+
+// close ends the VM.
+func (g *guest) close(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), step)
+	defer cancel()
+	return g.vm.Close(ctx)
 }
 
 func (b *bench) buildInGuest(ctx context.Context) ([]byte, error) {

@@ -54,12 +54,13 @@ func (g *guest) reads(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	g.noisy = noisy{lists: [][]rootfs.Mount{raw, merged, partitioned}, disks: disks}
 	if err := g.blockLayer(ctx, disks); err != nil {
 		return err
 	}
 	var held []*vm.Container
 	defer func() { err = errors.Join(err, release(ctx, held...)) }()
-	for _, mounts := range [][]rootfs.Mount{raw, merged, partitioned} {
+	for _, mounts := range g.noisy.lists {
 		c, err := g.hold(ctx, mounts)
 		if err != nil {
 			return err
@@ -142,39 +143,60 @@ func (g *guest) noiseDisks(ctx context.Context, image string, raw, merged, parti
 	return disks, nil
 }
 
-// fio reads the disks, as a container with fio sees them, in turn.
-func (g *guest) fio(ctx context.Context, disks []disk) error {
+// noisy are the lists of layers with the large one, and the disks that are made of them.
+type noisy struct {
+	lists [][]rootfs.Mount
+	disks []disk
+}
+
+// fioLayers are those of a container with fio.
+func (g *guest) fioLayers(ctx context.Context) ([]layers.Lower, error) {
 	archive, err := archiveOf(fioRoot(g.tree))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	paths, err := g.plain(ctx, "fio", [][]byte{g.base, archive})
-	if err != nil {
-		return err
-	}
-	mounts := layers.View(layers.Lowers(paths...)...)
+	return layers.Lowers(paths...), err
+}
+
+// readDisks reads disks that the VM has, as a container with fio sees them, in turn.
+func (g *guest) readDisks(ctx context.Context, mounts []rootfs.Mount, disks []disk, rounds int) ([]fio.Sample, error) {
 	table, err := g.run(ctx, mounts, "/usr/bin/cat", "/proc/partitions")
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var script strings.Builder
-	script.WriteString("export PATH=/usr/bin:/bin\n")
+	var nodes strings.Builder
 	targets := make([]fio.Target, len(disks))
 	for i, d := range disks {
 		major, minor, err := number(table, d.bytes)
 		if err != nil {
-			return fmt.Errorf("disk %s: %w", d.name, err)
+			return nil, fmt.Errorf("disk %s: %w", d.name, err)
 		}
 		targets[i] = fio.Target{Name: d.name, Device: "/dev/" + d.name, Offset: d.offset, Bytes: noise}
-		fmt.Fprintf(&script, "mknod %s b %s %s\n", targets[i].Device, major, minor)
+		fmt.Fprintf(&nodes, "mknod %s b %s %s\n", targets[i].Device, major, minor)
 	}
-	fmt.Fprintf(&script, "cat >/dev/jobs <<'END'\n%sEND\nexec fio %s\n",
-		fio.Jobs(targets, patterns, often*g.runs+1, readTime), strings.Join(fio.Args("/dev/jobs"), " "))
-	out, err := g.run(ctx, mounts, "/bin/sh", "-euc", script.String())
+	return g.fioRun(ctx, mounts, nodes.String(), targets, patterns, rounds)
+}
+
+// fioRun runs fio in a container, after what prepares for it.
+func (g *guest) fioRun(ctx context.Context, mounts []rootfs.Mount, prepare string, targets []fio.Target, patterns []fio.Pattern, rounds int) ([]fio.Sample, error) {
+	script := fmt.Sprintf("export PATH=/usr/bin:/bin\n%scat >/dev/jobs <<'END'\n%sEND\nexec fio %s\n",
+		prepare, fio.Jobs(targets, patterns, rounds, readTime), strings.Join(fio.Args("/dev/jobs", patterns), " "))
+	out, err := g.run(ctx, mounts, "/bin/sh", "-euc", script)
+	if err != nil {
+		return nil, err
+	}
+	return fio.Parse(out)
+}
+
+// fio reads the disks.
+func (g *guest) fio(ctx context.Context, disks []disk) error {
+	lowers, err := g.fioLayers(ctx)
 	if err != nil {
 		return err
 	}
-	samples, err := fio.Parse(out)
+	g.fioLowers = lowers
+	samples, err := g.readDisks(ctx, layers.View(lowers...), disks, often*g.runs+1)
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,7 @@ func main() {
 	flag.StringVar(&o.image, "image", "first-light", "archive in .build/images to run")
 	flag.IntVar(&o.runs, "runs", 5, "runs of each measurement, at least 1")
 	flag.IntVar(&o.pods, "pods", 10, "idle pods to have at once for their memory, 0 for none")
-	flag.IntVar(&o.burst, "burst", 0, "pods to start at once from a template, 0 for none")
+	flag.IntVar(&o.burst, "burst", 20, "the most pods to start at once, 0 for none")
 	flag.Parse()
 	if flag.NArg() > 0 || o.runs < 1 || o.pods < 0 || o.burst < 0 {
 		flag.Usage()
@@ -148,6 +148,10 @@ const (
 // starts compares the two, one after the other.
 func (b *bench) starts(ctx context.Context) error {
 	t := b.report.Table("A pod, running `echo`", "ms")
+	phases := map[bool]*figures.Table{
+		false: b.report.Table("Its phases, in "+b.boots.name, "ms").Draw(figures.Spans, "start-cold", ""),
+		true:  b.report.Table("Its phases, in "+b.goesOn.name, "ms").Draw(figures.Spans, "start-template", ""),
+	}
 	name := func(what string, w way) string { return what + ", " + w.name }
 	for i := range b.runs {
 		fmt.Printf("run %d of %d\n", i+1, b.runs)
@@ -155,6 +159,9 @@ func (b *bench) starts(ctx context.Context) error {
 			r, err := b.ctrRun(ctx, w, w.template)
 			if err != nil {
 				return err
+			}
+			for _, p := range r.trace.Phases {
+				phases[w.template].Row(p.Name, "").AddSpan(milliseconds(p.Began()), milliseconds(p.Took()))
 			}
 			agent, ok := r.trace.Phase("qemu exec to agent")
 			if !ok {

@@ -130,6 +130,7 @@ var requests = map[string]struct {
 	"share":   {1, func(a []string) (any, error) { return done, mountShare(a[0]) }},
 	"read":    {1, func(a []string) (any, error) { return readFile(a[0]) }},
 	"write":   {2, func(a []string) (any, error) { return done, writeFile(a[0], a[1]) }},
+	"frames":  {2, func(a []string) (any, error) { return exchange(a[0], a[1]) }},
 	"size":    {0, func([]string) (any, error) { return machineSize() }},
 	"online":  {1, func(a []string) (any, error) { return online(a[0]) }},
 	"hold":    {1, func(a []string) (any, error) { return done, hold(a[0]) }},

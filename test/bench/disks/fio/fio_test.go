@@ -40,9 +40,10 @@ func TestSamplesKeepTheirNames(t *testing.T) {
 	got, err := Parse(`fio: note: something
 {"fio version": "fio-3.33", "jobs": [
  {"jobname": "seq.raw.0", "error": 0, "read": {"io_bytes": 10, "bw_bytes": 2000, "iops": 2.5}},
- {"jobname": "rand.vmdk.3", "error": 0, "read": {"io_bytes": 10, "bw_bytes": 4096, "iops": 1}}]}
+ {"jobname": "rand.vmdk.3", "error": 0, "read": {"io_bytes": 10, "bw_bytes": 4096, "iops": 1}},
+ {"jobname": "mixed.file.1", "error": 0, "read": {"io_bytes": 10, "bw_bytes": 2000, "iops": 0.75}, "write": {"io_bytes": 5, "bw_bytes": 1000, "iops": 0.25}}]}
 `)
-	want := []Sample{{"raw", "seq", 0, 2000, 2.5}, {"vmdk", "rand", 3, 4096, 1}}
+	want := []Sample{{"raw", "seq", 0, 2000, 2.5}, {"vmdk", "rand", 3, 4096, 1}, {"file", "mixed", 1, 3000, 1}}
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("%v, %v", got, err)
 	}
@@ -85,11 +86,15 @@ func TestFioTakesTheJobs(t *testing.T) {
 	}
 	jobs := filepath.Join(dir, "jobs")
 	// The filesystem may know no direct reads.
+	patterns := append(slices.Clone(patterns), Pattern{Name: "mixed", Random: true, Block: 4096, Writes: 30})
 	text := strings.Replace(Jobs(targets, patterns, 2, 20*time.Millisecond), "direct=1", "direct=0", 1)
 	if err := os.WriteFile(jobs, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.CommandContext(t.Context(), fio, Args(jobs)...).CombinedOutput()
+	if !strings.Contains(text, "rw=randrw\nrwmixwrite=30\n") || !slices.Contains(Args(jobs, patterns[:2]), "--readonly") {
+		t.Errorf("%q for\n%s", Args(jobs, patterns[:2]), text)
+	}
+	out, err := exec.CommandContext(t.Context(), fio, Args(jobs, patterns)...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -97,7 +102,7 @@ func TestFioTakesTheJobs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(samples) != 8 || samples[0].Target != "raw" || samples[0].Pattern != "seq" || samples[0].BytesPerSecond <= 0 || samples[2].PerSecond <= 0 {
+	if len(samples) != 12 || samples[0].Target != "raw" || samples[0].Pattern != "seq" || samples[0].BytesPerSecond <= 0 || samples[2].PerSecond <= 0 {
 		t.Errorf("%+v", samples)
 	}
 }
