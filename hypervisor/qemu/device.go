@@ -106,6 +106,9 @@ func node(d *disk, want hypervisor.Disk, name string, aio AIO, direct bool) map[
 	}
 	file := options(protocol, direct && want.Driver == hypervisor.DriverRaw)
 	file["filename"] = name
+	if direct && want.Driver != hypervisor.DriverRaw {
+		file["cache"] = map[string]any{"direct": false} // which it would inherit, too
+	}
 	if want.Driver == hypervisor.DriverRaw && aio != AIOThreads {
 		file["aio"] = aio
 	}

@@ -273,6 +273,25 @@ func TestQEMUGetsNoMoreAccessThanTheDiskNeeds(t *testing.T) {
 	})
 }
 
+// The extents of a VMDK are opened past the page cache like any disk, and the
+// descriptor, which lies in memory, is not.
+func TestExtentsAreOpenedDirectly(t *testing.T) {
+	eachQEMU(t, func(t *testing.T, spec Spec) {
+		spec.CacheDirect = true
+		m := start(t, spec)
+		path := filled(t, 7)
+		if _, err := m.Attach(within(t), layers("a", open(t, path, os.O_RDONLY))); err != nil {
+			t.Fatal(err)
+		}
+		onePerFile(t, m, unix.O_RDONLY, path)
+		for _, flags := range held(t, m)[path] {
+			if flags&unix.O_DIRECT == 0 {
+				t.Errorf("flags are %o", flags)
+			}
+		}
+	})
+}
+
 // limitFiles lets QEMU open only so many files, until the function returned is
 // called.
 func limitFiles(t *testing.T, m *Machine, n int) (restore func()) {
