@@ -54,6 +54,9 @@ func newProcess(lib *libcontainer.Process, terminal bool) (*process, error) {
 		to  **stream.Stream
 	}{{ends.Stdin, &p.stdin}, {ends.Stdout, &p.stdout}, {ends.Stderr, &p.stderr}} {
 		f, err := pollable(s.end.(*os.File))
+		if err == nil {
+			err = widen(f)
+		}
 		if err != nil {
 			p.discard()
 			return nil, fmt.Errorf("open pipes: %w", err)
@@ -61,6 +64,22 @@ func newProcess(lib *libcontainer.Process, terminal bool) (*process, error) {
 		*s.to = stream.New(f)
 	}
 	return p, nil
+}
+
+// widen lets a pipe hold as much as is sent at once. A full one makes two changes of
+// processes, after which an emulator has to look up all code anew. Root may have pipes of
+// any size up to fs.pipe-max-size, which is 1 MiB.
+func widen(f *os.File) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { _, failed = unix.FcntlInt(fd, unix.F_SETPIPE_SZ, streamwire.BatchBytes) })
+	if errors.Is(failed, unix.EPERM) {
+		failed = nil // as wide as it was, which costs time alone
+	}
+	return errors.Join(err, os.NewSyscallError("fcntl(F_SETPIPE_SZ)", failed))
 }
 
 // pollable returns the same open file in a form whose reads and writes can be

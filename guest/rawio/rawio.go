@@ -47,6 +47,26 @@ func Read(raw syscall.RawConn, p []byte) (int, error) {
 	return int(n), nil
 }
 
+// TryRead is a Read that does not wait: where there is nothing, or the end, it returns 0
+// and an error that says so.
+func TryRead(raw syscall.RawConn, p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
+	var n uintptr
+	var failed syscall.Errno
+	if err := raw.Control(func(fd uintptr) { n, failed = call(unix.SYS_READ, fd, p) }); err != nil {
+		return 0, waiting(err)
+	}
+	switch {
+	case failed != 0:
+		return 0, failed
+	case n == 0:
+		return 0, io.EOF
+	}
+	return int(n), nil
+}
+
 // Write writes all of p, and waits while there is no room. Errors are those of
 // Read.
 func Write(raw syscall.RawConn, p []byte) (int, error) {

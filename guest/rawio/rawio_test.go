@@ -98,3 +98,24 @@ func TestNothingIsNoCall(t *testing.T) {
 		t.Errorf("write: %d, %v", n, err)
 	}
 }
+
+func TestTryReadDoesNotWait(t *testing.T) {
+	_, w, rawR, rawW := pipe(t)
+	buf := make([]byte, 8)
+	if n, err := TryRead(rawR, buf); n != 0 || !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("nothing: %d bytes, %v", n, err)
+	}
+	if _, err := Write(rawW, []byte("text")); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := TryRead(rawR, buf); err != nil || string(buf[:n]) != "text" {
+		t.Errorf("%q, %v", buf[:n], err)
+	}
+	w.Close()
+	if n, err := TryRead(rawR, buf); n != 0 || !errors.Is(err, io.EOF) {
+		t.Errorf("the end: %d bytes, %v", n, err)
+	}
+	if n, err := TryRead(rawR, nil); n != 0 || err != nil {
+		t.Errorf("no room: %d bytes, %v", n, err)
+	}
+}

@@ -85,14 +85,13 @@ func take(hello streamwire.Hello, find Find) (*Stream, error) {
 // send sends an output until its end, and waits for the host to close the
 // connection then. Once the host has closed it, what comes is thrown away.
 func (s *Stream) send(conn net.Conn) error {
-	frame := new(streamwire.Frame)
+	batch := new(streamwire.Batch)
 	gone := false
 	for {
-		n, err := s.read(frame.Room())
-		if n > 0 && !gone {
-			if gone = frame.Send(conn, n) != nil; gone {
-				_ = conn.Close()
-			}
+		err := s.fill(batch)
+		if sendErr := batch.Send(conn); sendErr != nil && !gone {
+			gone = true
+			_ = conn.Close()
 		}
 		switch {
 		case err == nil:
@@ -108,6 +107,24 @@ func (s *Stream) send(conn net.Conn) error {
 			return nil
 		}
 	}
+}
+
+// fill waits for output, and takes what there is of it then, as far as there is room. An
+// error that comes after some output comes again with the next call.
+func (s *Stream) fill(batch *streamwire.Batch) error {
+	room := batch.Room()
+	n, err := s.read(room)
+	for n > 0 {
+		if err := batch.Add(n); err != nil {
+			return err
+		}
+		full := n == len(room)
+		if room = batch.Room(); !full || room == nil {
+			break
+		}
+		n, _ = rawio.TryRead(s.raw, room)
+	}
+	return err
 }
 
 // receive takes an input until its end, or until the process cannot take it
