@@ -100,6 +100,7 @@ func testVolumes(t *testing.T, r *runtime, handler string) {
 		t.Errorf("a container that comes back finds %q", out)
 	}
 	again.sh(t, "echo at the end > /scratch/last")
+	t.Run("an image", func(t *testing.T) { imageVolume(t, p) })
 	p.remove(t)
 	if !*all {
 		return
@@ -150,6 +151,18 @@ func refreshed(t *testing.T, v volumes, c *container) {
 		return c.sh(t, "cat /config/key; ls -A /config 2> /dev/null | grep -c '^[.][.][0-9]'") == "new1\n", nil
 	})
 	says(t, c, map[string]string{"ls /config": "key\nmore\n"})
+}
+
+// imageVolume has another image's files in a directory of a container, to be read.
+func imageVolume(t *testing.T, p *pod) {
+	c := p.start(t, spec{name: "borrower", image: image.One, script: forever, change: func(c *cri.ContainerConfig) {
+		c.Mounts = []*cri.Mount{{Image: &cri.ImageSpec{Image: image.Two}, ContainerPath: "/other", Readonly: true}}
+	}})
+	says(t, c, map[string]string{
+		"cat /etc/image /other/etc/image":                                "one\ntwo\n",
+		"echo x 2> /dev/null > /other/etc/image || cat /other/etc/image": "two\n",
+	})
+	c.delete(t)
 }
 
 func raw(t *testing.T, v volumes, writer, reader *container) {
