@@ -165,7 +165,7 @@ bench-quick: guest-image images ## the same within ten minutes, with fewer sampl
 	@test/setup/tools.sh fio iperf3
 	@$(ENV) go run ./test/bench -out $(BENCH) -runs 2
 	@$(ENV) go run ./test/bench/templates -out $(BENCH) -runs 2 -pods 3 -burst 5
-	@$(ENV) go run ./test/bench/disks -out $(BENCH) -runs 1
+	@$(ENV) go run ./test/bench/disks -out $(BENCH) -runs 1 -ways=false
 	@$(ENV) go run ./test/bench/execs -out $(BENCH) -samples 50 -execs 50 -size 64 -flow 64
 	@$(ENV) go run ./test/bench/network -out $(BENCH) -runs 1
 	@$(ENV) go run ./test/bench/pods -out $(BENCH) -runs 1 -containers 1 -pods 1,3

@@ -47,7 +47,7 @@ func (b *bench) inGuest(ctx context.Context) (err error) {
 		return err
 	}
 	err = g.reads(ctx)
-	if err := errors.Join(err, g.close(ctx)); err != nil {
+	if err := errors.Join(err, g.close(ctx)); err != nil || !g.ways {
 		return err
 	}
 	return g.variants(ctx)

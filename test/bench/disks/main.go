@@ -42,6 +42,7 @@ func main() {
 	defer cancel()
 	out := flag.String("out", ".build/bench", "folder for disks.json and disks.md")
 	runs := flag.Int("runs", 5, "runs of each measurement, at least 1")
+	ways := flag.Bool("ways", true, "try each way for QEMU to serve a disk, in VMs of its own")
 	flag.Parse()
 	if *runs < 1 || flag.NArg() > 0 {
 		flag.Usage()
@@ -49,7 +50,7 @@ func main() {
 	}
 	ctx, end := context.WithTimeout(ctx, whole)
 	defer end()
-	if err := measure(ctx, *out, *runs); err != nil {
+	if err := measure(ctx, *out, *runs, *ways); err != nil {
 		fmt.Fprintln(os.Stderr, "disks:", err)
 		os.Exit(1)
 	}
@@ -61,10 +62,11 @@ type bench struct {
 	dir    string // of all that is made
 	maker  layers.Maker
 	runs   int
+	ways   bool
 	report figures.Report
 }
 
-func measure(ctx context.Context, out string, runs int) (err error) {
+func measure(ctx context.Context, out string, runs int, ways bool) (err error) {
 	tree, err := harness.FindTree()
 	if err != nil {
 		return err
@@ -82,7 +84,7 @@ func measure(ctx context.Context, out string, runs int) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	b := &bench{
-		tree: tree, dir: dir, runs: runs, maker: layers.Maker{Mkfs: tree.MkfsErofs(), Dir: dir},
+		tree: tree, dir: dir, runs: runs, ways: ways, maker: layers.Maker{Mkfs: tree.MkfsErofs(), Dir: dir},
 		report: figures.Report{
 			Title:   "Disks and strategies",
 			Host:    fmt.Sprintf("%d runs in turn, %d of what is short, %d CPUs. A ratio is the median of those of the pairs.", runs, often*runs, runtime.NumCPU()),
