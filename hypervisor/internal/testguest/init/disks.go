@@ -53,7 +53,12 @@ func waitForDisks(count string) ([]disk, error) {
 	buf := make([]byte, 8<<10)
 	for looked := 0; ; {
 		found, err := disks()
-		if err != nil || len(found) == want || looked == looks {
+		if err == nil && len(found) == want {
+			if found, err = announced(fd, found); err == nil && len(found) == want {
+				return found, nil
+			}
+		}
+		if err != nil || looked == looks {
 			return found, err
 		}
 		switch _, err := unix.Read(fd, buf); err {
@@ -69,6 +74,47 @@ func waitForDisks(count string) ([]disk, error) {
 			return nil, err
 		}
 	}
+}
+
+// announced returns what these disks are once the kernel is done with each. It shows
+// a disk in /sys before it has looked for partitions, and a SCSI disk says meanwhile
+// that it can be written to, because looking reads its write protection once more
+// (drivers/scsi/sd.c, sd_read_write_protect_flag). Until the disk is announced
+// nothing else is told of it (block/genhd.c, add_disk_fwnode), what is asked for here
+// included: so whatever is told of it says that it is done.
+func announced(fd int, found []disk) ([]disk, error) {
+	waiting := map[string]bool{}
+	for _, d := range found {
+		err := os.WriteFile(filepath.Join("/sys/block", d.Name, "uevent"), []byte("change"), 0)
+		if err != nil && !gone(err) {
+			return nil, err
+		}
+		if err == nil {
+			waiting[d.Name] = true
+		}
+	}
+	buf := make([]byte, 8<<10)
+	for len(waiting) > 0 {
+		n, err := unix.Read(fd, buf)
+		switch err {
+		case nil:
+			what, _, _ := strings.Cut(string(buf[:n]), "\x00") // add@/devices/…/block/sda
+			if !strings.HasPrefix(what, "remove@") {
+				delete(waiting, filepath.Base(what))
+			}
+		case unix.EINTR:
+		case unix.EAGAIN, unix.ENOBUFS:
+			return nil, nil // for waitForDisks to go on
+		default:
+			return nil, err
+		}
+	}
+	return disks()
+}
+
+// gone says that a disk is on its way in or out.
+func gone(err error) bool {
+	return errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO)
 }
 
 // scanSCSI looks at every place of every SCSI bus (drivers/scsi/scsi_sysfs.c).
@@ -94,8 +140,8 @@ func disks() ([]disk, error) {
 		}
 		for _, b := range blocks {
 			d, err := look(b)
-			if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) {
-				continue // on its way in or out
+			if gone(err) {
+				continue
 			}
 			if err != nil {
 				return nil, err
