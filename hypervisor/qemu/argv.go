@@ -14,6 +14,7 @@ const (
 	fdQMP = 3 + iota
 	fdConsole
 	fdVsock
+	fdMemory
 )
 
 // Where devices sit on the root bus. The numbers are fixed, so that a guest sees
@@ -69,7 +70,7 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		"-cpu", cpu(accel),
 		"-smp", processors(s),
 		"-m", memorySize(s),
-		"-object", memory(s.MemoryMiB, sharedMemory(s, dev)),
+		"-object", memory(s, dev),
 		"-rtc", "base=utc",
 		"-kernel", s.Kernel,
 		"-initrd", s.Initrd,
@@ -145,14 +146,23 @@ func cpu(accel Accelerator) string {
 	return "max,la57=off,erms=off,fsrm=off"
 }
 
-// memory is the guest's. Only shared memory is a file that a vhost-user daemon
-// can map.
-func memory(mib int, shared bool) string {
-	backend := fmt.Sprintf("%s,id=memory,size=%dM", backendType(shared), mib)
-	if shared {
-		backend += ",share=on"
+// memory is the guest's. Only shared memory is a file that a vhost-user daemon can
+// map. What needs not be shared is, in a template, a file that all can map who go on
+// from it, each for itself: with "rom=off", what is written to is a copy of the page
+// (QEMU's docs of memory-backend-file). The file is one that QEMU inherits, since it
+// takes no other descriptors here.
+func memory(s Spec, dev vsock.Wiring) string {
+	size := fmt.Sprintf("id=memory,size=%dM", s.MemoryMiB)
+	file := fmt.Sprintf("memory-backend-file,%s,mem-path=/proc/self/fd/%d", size, fdMemory)
+	switch {
+	case sharedMemory(s, dev):
+		return backendType(true) + "," + size + ",share=on"
+	case s.role() == template:
+		return file + ",share=on"
+	case s.role() == resumes:
+		return file + ",share=off,readonly=on,rom=off"
 	}
-	return backend
+	return backendType(false) + "," + size
 }
 
 // sharedMemory says that a daemon needs the guest's memory, now or later.

@@ -31,8 +31,8 @@ func TestArgv(t *testing.T) {
 	growing.MaxVCPUs, growing.MaxMemoryMiB = 4, 2048
 	saving, resuming, late := nics, nics, scsiNICs
 	saving.saving, saving.generation = true, noGeneration
-	resuming.From, resuming.generation = os.Stdin, "0a1b2c3d-4e5f-4a6b-8c7d-8e9fa0b1c2d3"
-	late.From, late.generation = os.Stdin, resuming.generation
+	resuming.From.State, resuming.generation = os.Stdin, "0a1b2c3d-4e5f-4a6b-8c7d-8e9fa0b1c2d3"
+	late.From.State, late.generation = os.Stdin, resuming.generation
 	for name, tc := range map[string]struct {
 		spec  Spec
 		accel Accelerator
@@ -48,6 +48,7 @@ func TestArgv(t *testing.T) {
 		"kvm-growing":        {growing, AcceleratorKVM, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
 		"tcg-saving":         {saving, AcceleratorTCG, wiringOf(vsock.VhostUser)},
 		"tcg-resuming":       {resuming, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
+		"kvm-saving":         {saving, AcceleratorKVM, wiringOf(vsock.Kernel)},
 		"kvm-scsi-resuming":  {late, AcceleratorKVM, vsock.Wiring{Kind: vsock.Kernel, CID: 4711}},
 		"no-slots-old-model": {few, AcceleratorTCG, vsock.Wiring{Kind: vsock.Kernel, CID: 5}},
 	} {
@@ -110,13 +111,13 @@ func TestVhostUserHasSharedMemory(t *testing.T) {
 	}
 }
 
-// What is saved and what goes on from it are one machine, but for the generation and
-// what the second one needs to be plugged into it.
+// What is saved and what goes on from it are one machine, but for the generation, what
+// the second one needs to be plugged into it, and how it has a file for its memory.
 func TestVMGoesOnInTheMachineThatWasSaved(t *testing.T) {
 	spec := Spec{MemoryMiB: 256, DiskSlots: 31}.withDefaults()
 	saving, resuming := spec, spec
 	saving.saving, saving.generation = true, noGeneration
-	resuming.From, resuming.generation = os.Stdin, newGeneration()
+	resuming.From.State, resuming.generation = os.Stdin, newGeneration()
 	for _, kind := range []vsock.Kind{vsock.Kernel, vsock.VhostUser} {
 		was := argv(saving, AcceleratorTCG, wiringOf(kind))
 		var is []string
@@ -126,7 +127,8 @@ func TestVMGoesOnInTheMachineThatWasSaved(t *testing.T) {
 			case strings.HasPrefix(a, "socket,id=vsock,"):
 				is = is[:len(is)-1] // with its -chardev
 			default:
-				is = append(is, strings.ReplaceAll(a, resuming.generation, noGeneration))
+				a = strings.ReplaceAll(a, resuming.generation, noGeneration)
+				is = append(is, strings.ReplaceAll(a, ",share=off,readonly=on,rom=off", ",share=on"))
 			}
 		}
 		if !slices.Equal(was, is) {

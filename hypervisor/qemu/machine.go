@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"sync"
 	"time"
 
@@ -161,11 +160,10 @@ func (m *Machine) start(ctx context.Context) (err error) {
 
 	wiring := m.vsock.Wiring()
 	m.growth.shared = sharedMemory(m.spec, wiring)
-	var inherited []*os.File
-	if wiring.File != nil {
-		inherited = append(inherited, wiring.File)
+	inherited, err := m.inherited(wiring)
+	if err == nil {
+		m.proc, err = launchIn(m.spec.NetNS, said, m.spec.Binary, argv(m.spec, m.accel.Accelerator, wiring), inherited...)
 	}
-	m.proc, err = launchIn(m.spec.NetNS, said, m.spec.Binary, argv(m.spec, m.accel.Accelerator, wiring), inherited...)
 	m.vsock.Release()
 	if err != nil {
 		return err
@@ -211,7 +209,7 @@ func (m *Machine) start(ctx context.Context) (err error) {
 
 // openVsock makes the VM's vsock device, or what stands for it in a template.
 func (m *Machine) openVsock(ctx context.Context, console *lineSeen) (vsock.Device, error) {
-	if m.spec.role() == template {
+	if m.spec.role() == template || m.spec.mute {
 		return noVsock{m.spec.Vsock.Resolve(), console}, nil
 	}
 	return vsock.Open(ctx, vsock.Config{Kind: m.spec.Vsock, Daemon: m.spec.VsockDaemon, Dir: m.spec.Dir})

@@ -15,10 +15,13 @@ import (
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
 )
 
-// A VM can be booted once, saved, and gone on with in any number of others. What is
-// saved is the memory and the devices' state in one file ("mapped-ram" of QEMU
-// 9.0): pages have their places in it, those of zeros are holes, and a VM that goes
-// on reads the file into memory of its own.
+// A VM can be booted once, saved, and gone on with in any number of others, in one of
+// two ways. Where a daemon needs the guest's memory (sharedMemory), memory and
+// the devices' state are in one file ("mapped-ram" of QEMU 9.0): pages have their
+// places in it, those of zeros are holes, and a VM that goes on reads the file into
+// memory of its own. Elsewhere the guest that is saved has its memory in a file, which
+// is left out of the state ("x-ignore-shared"), and which those that go on map: they
+// read nothing, and have in common what none of them writes to.
 //
 // A vsock device cannot be saved, since a daemon has a part of its state. So a
 // template has none; whoever goes on from it gets one plugged in.
@@ -49,10 +52,18 @@ func (s Spec) role() role {
 	switch {
 	case s.saving:
 		return template
-	case s.From != nil:
+	case s.From.State != nil:
 		return resumes
 	}
 	return boots
+}
+
+// Saved is a saved VM, or where one is to be written. The files stay the caller's.
+type Saved struct {
+	State *os.File
+	// Memory is set where Description.MapsMemory says so. It must be on a disk: on a
+	// tmpfs every page would be there for good that a VM only looks at.
+	Memory *os.File
 }
 
 // newGeneration is a version 4 UUID, by which the guest's kernel knows that it has
@@ -65,11 +76,11 @@ func newGeneration() string {
 }
 
 // Save boots a VM of spec until its guest has nothing left to do, and writes it to
-// a file, which is open for writing and stays the caller's. Nothing of the VM is
-// left then. The guest must be one that is content without a vsock device, as that
+// files that are open for that, the one of memory for reading, too. Nothing of the VM
+// is left then. The guest must be one that is content without a vsock device, as that
 // of guest/image is.
-func Save(ctx context.Context, spec Spec, to *os.File) (err error) {
-	spec.saving, spec.From, spec.NetNS, spec.OnStarted = true, nil, nil, nil
+func Save(ctx context.Context, spec Spec, to Saved) (err error) {
+	spec.saving, spec.into, spec.From, spec.NetNS, spec.OnStarted = true, to.Memory, Saved{}, nil, nil
 	m, err := Start(ctx, spec)
 	if err != nil {
 		return err
@@ -82,7 +93,7 @@ func Save(ctx context.Context, spec Spec, to *os.File) (err error) {
 	if err := m.WaitReady(ctx); err != nil {
 		return err
 	}
-	if err := m.save(ctx, to); err != nil {
+	if err := m.save(ctx, to.State); err != nil {
 		return fmt.Errorf("save virtual machine: %w%s", gone(err), m.proc.tails())
 	}
 	return nil
@@ -97,7 +108,7 @@ func (m *Machine) save(ctx context.Context, to *os.File) error {
 
 // load reads what was saved into a QEMU that waits for it.
 func (m *Machine) load(ctx context.Context) error {
-	own, err := reopen(m.spec.From, false, false)
+	own, err := reopen(m.spec.From.State, false, false)
 	if err != nil {
 		return err
 	}
@@ -110,7 +121,11 @@ func (m *Machine) load(ctx context.Context) error {
 func (m *Machine) migrate(ctx context.Context, command string, file *os.File, options map[string]any) error {
 	ends := m.proc.monitor.Subscribe("MIGRATION")
 	defer ends.Close()
-	capabilities := []map[string]any{{"capability": "mapped-ram", "state": true}, {"capability": "events", "state": true}}
+	how := "mapped-ram"
+	if !m.growth.shared {
+		how = "x-ignore-shared"
+	}
+	capabilities := []map[string]any{{"capability": how, "state": true}, {"capability": "events", "state": true}}
 	if err := m.proc.monitor.Execute(ctx, "migrate-set-capabilities", map[string]any{"capabilities": capabilities}, nil); err != nil {
 		return err
 	}
@@ -158,7 +173,10 @@ func (m *Machine) whyNot(ctx context.Context, command string) error {
 // resume makes a VM that goes on from a template complete; its guest does not run yet.
 func (m *Machine) resume(ctx context.Context) error {
 	if err := m.load(ctx); err != nil {
-		return fmt.Errorf("load %s: %w", m.spec.From.Name(), err)
+		return fmt.Errorf("load %s: %w", m.spec.From.State.Name(), err)
+	}
+	if m.spec.mute {
+		return nil
 	}
 	device := vsockPlugged(m.vsock.Wiring(), m.spec.vsockSlot())
 	if err := m.proc.monitor.Execute(ctx, "device_add", device, nil); err != nil {
@@ -178,6 +196,19 @@ func (m *Machine) Run(ctx context.Context) error {
 		return fmt.Errorf("let the guest run: %w", gone(err))
 	}
 	return nil
+}
+
+// inherited are the files that QEMU has from its start besides its monitor and console.
+// nil is for a number that it has no use for.
+func (m *Machine) inherited(wiring vsock.Wiring) ([]*os.File, error) {
+	memory := m.spec.into
+	if m.spec.role() == resumes {
+		memory = m.spec.From.Memory
+	}
+	if shared := sharedMemory(m.spec, wiring); m.spec.role() != boots && shared != (memory == nil) {
+		return nil, fmt.Errorf("%w: a virtual machine whose memory is shared (%v) has a file for its memory (%v)", ErrNotSavable, shared, memory != nil)
+	}
+	return []*os.File{wiring.File, memory}, nil
 }
 
 // noVsock stands for the vsock device of a template, which has none: what its guest

@@ -2,10 +2,14 @@ package qemu
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -23,12 +27,12 @@ func TestSavedVMGoesOn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	state := saved(t, spec)
+	from := saved(t, spec)
 
 	var twins [2]*guest
 	for i := range twins {
 		own := spec
-		own.Dir, own.From = filepath.Join(shortDir(t), "vm"), state
+		own.Dir, own.From = filepath.Join(shortDir(t), "vm"), from
 		m := start(t, own)
 		disk := attach(t, m, "early", true) // while the guest stands still
 		if err := m.Run(within(t)); err != nil {
@@ -68,25 +72,134 @@ func (g *guest) reads(file string) string {
 	return strings.TrimSpace(answer.Text)
 }
 
-// saved is a file with a saved VM.
-func saved(t *testing.T, spec Spec) *os.File {
+// saved is a saved VM.
+func saved(t *testing.T, spec Spec) Saved {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), "state")
-	out, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
-		t.Fatal(err)
+	dir := t.TempDir()
+	state, memory := filepath.Join(dir, "state"), filepath.Join(dir, "memory")
+	to := Saved{State: open(t, state, os.O_CREATE|os.O_WRONLY)}
+	mapped := !sharedMemory(spec, wiringOf(spec.Vsock.Resolve()))
+	if mapped {
+		to.Memory = open(t, memory, os.O_CREATE|os.O_RDWR)
 	}
-	defer out.Close()
 	spec.Dir = filepath.Join(shortDir(t), "vm")
 	began := time.Now()
-	if err := Save(within(t), spec, out); err != nil {
+	if err := Save(within(t), spec, to); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(spec.Dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("%s is left: %v", spec.Dir, err)
 	}
 	t.Logf("saved in %v", time.Since(began))
-	return open(t, path, os.O_RDONLY)
+	from := Saved{State: open(t, state, os.O_RDONLY)}
+	if mapped {
+		from.Memory = open(t, memory, os.O_RDONLY)
+	}
+	return from
+}
+
+// TestMemoryIsMappedByAllThatGoOn has two guests go on from memory that is mapped, each
+// for itself. A host without the kernel's vsock cannot talk to them: that they live is
+// seen by what they read of a disk. `make test-vhost` talks to one.
+func TestMemoryIsMappedByAllThatGoOn(t *testing.T) {
+	spec := guestSpec(t)
+	spec.Vsock = vsock.Kernel
+	d, spec, err := Describe(within(t), spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !d.MapsMemory() {
+		t.Fatalf("the scheme is %q", d.Scheme)
+	}
+	from := saved(t, spec)
+	info, err := from.Memory.Stat()
+	if err != nil || info.Size() != int64(spec.MemoryMiB)<<20 {
+		t.Errorf("memory is %d bytes, %v", info.Size(), err)
+	}
+	before := sumOf(t, from.Memory)
+	for range 2 {
+		own := spec
+		own.Dir, own.From, own.mute = filepath.Join(shortDir(t), "vm"), from, true
+		m := start(t, own)
+		attach(t, m, "early", true) // while the guest stands still
+		if err := m.Run(within(t)); err != nil {
+			t.Fatal(err)
+		}
+		waitUntilRead(t, m, "early")
+		t.Logf("%+v, %d KiB of memory of its own", m.Timings(), ownKiB(t, m, from.Memory.Name()))
+		if kib := ownKiB(t, m, from.Memory.Name()); kib == 0 || kib > 64<<10 {
+			t.Errorf("%d KiB are its own", kib)
+		}
+	}
+	if sumOf(t, from.Memory) != before {
+		t.Error("one that went on has written to the memory of the template")
+	}
+
+	own := spec
+	own.Dir, own.From, own.mute = filepath.Join(shortDir(t), "vm"), Saved{State: from.State}, true
+	if m, err := Start(within(t), own); !errors.Is(err, ErrNotSavable) {
+		t.Errorf("without its memory: %v, %v", m, err)
+	}
+}
+
+// waitUntilRead returns when the guest has read from a disk, which it does by itself,
+// for its partitions.
+func waitUntilRead(t *testing.T, m *Machine, id string) {
+	t.Helper()
+	ctx := within(t)
+	often := time.NewTicker(20 * time.Millisecond)
+	defer often.Stop()
+	for {
+		var stats []struct {
+			QDev  string `json:"qdev"`
+			Stats struct {
+				Read int64 `json:"rd_operations"`
+			} `json:"stats"`
+		}
+		do(t, m, "query-blockstats", nil, &stats)
+		for _, s := range stats {
+			if strings.Contains(s.QDev, id) && s.Stats.Read > 0 {
+				return
+			}
+		}
+		select {
+		case <-often.C:
+		case <-ctx.Done():
+			t.Fatalf("the guest has not read from its disk: %+v%s", stats, m.Tail())
+		}
+	}
+}
+
+func sumOf(t *testing.T, f *os.File) [sha256.Size]byte {
+	t.Helper()
+	h := sha256.New()
+	if _, err := io.Copy(h, io.NewSectionReader(f, 0, 1<<40)); err != nil {
+		t.Fatal(err)
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// ownKiB is how much of a file that QEMU has mapped it has written to.
+func ownKiB(t *testing.T, m *Machine, path string) (kib int) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", m.Pid()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	inside := false
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		if strings.Contains(fields[0], "-") { // the head of a mapping
+			inside = len(fields) > 5 && fields[5] == path
+		}
+		if n := 0; inside && fields[0] == "Anonymous:" {
+			if n, err = strconv.Atoi(fields[1]); err != nil {
+				t.Fatal(err)
+			}
+			kib += n
+		}
+	}
+	return kib
 }
 
 // What is no saved VM, or no whole one, is an error at once, with QEMU's reason, and
@@ -108,7 +221,7 @@ func TestWhatIsNotSavedDoesNotGoOn(t *testing.T) {
 				t.Fatal(err)
 			}
 			spec := good
-			spec.Dir, spec.From = filepath.Join(shortDir(t), "vm"), open(t, path, os.O_RDONLY)
+			spec.Dir, spec.From = filepath.Join(shortDir(t), "vm"), Saved{State: open(t, path, os.O_RDONLY)}
 			m, err := Start(within(t), spec)
 			if err == nil {
 				_ = m.Kill(within(t))
@@ -134,7 +247,7 @@ func TestSaveSaysWhatIsMissing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer out.Close()
-	if err := Save(within(t), spec, out); !errors.Is(err, hypervisor.ErrGone) || !strings.Contains(err.Error(), "asked to exit") {
+	if err := Save(within(t), spec, Saved{State: out}); !errors.Is(err, hypervisor.ErrGone) || !strings.Contains(err.Error(), "asked to exit") {
 		t.Errorf("%v", err)
 	}
 }

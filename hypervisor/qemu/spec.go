@@ -114,10 +114,10 @@ type Spec struct {
 	// whose file it stays. The daemons stay outside: they need no network.
 	NetNS *os.File `json:"-"`
 
-	// From, if set, is a file to which Save wrote a VM of the same description (see
-	// Describe), open for reading, whose it stays: Start does not boot but goes on
-	// from there, and the guest stands still until Run.
-	From *os.File `json:"-"`
+	// From, if set, is a VM of the same description (see Describe) that Save wrote,
+	// open for reading: Start does not boot but goes on from there, and the guest
+	// stands still until Run.
+	From Saved `json:"-"`
 
 	// OnStarted, if set, is called by Start as soon as the processes of the VM
 	// exist, so that the caller can write the record where Cleanup finds it after
@@ -130,6 +130,11 @@ type Spec struct {
 	stopped bool
 	// saving has no vsock device made, and waits for a guest that wants none.
 	saving bool
+	// into is where memory lies that is saved as it is.
+	into *os.File
+	// mute has no vsock device plugged into a VM that goes on, for tests on a host that
+	// can make none of the kind.
+	mute bool
 	// generation is that of the VM, for one that is saved or goes on.
 	generation string
 	// decided is the accelerator, once Describe has chosen it.

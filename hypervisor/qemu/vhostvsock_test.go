@@ -72,7 +72,7 @@ func kernelVsock(t *testing.T) {
 	if dial(t, third).ask(&answer, "echo again"); answer.Echo != "again" {
 		t.Errorf("echo is %q", answer.Echo)
 	}
-	t.Logf("goes on, phases %+v", third.Timings())
+	t.Logf("goes on, phases %+v, %d KiB of memory of its own", third.Timings(), ownKiB(t, third, from.From.Memory.Name()))
 }
 
 // outerModules make /dev/vhost-vsock, /dev/vhost-net and /dev/net/tun.

@@ -24,9 +24,9 @@ const vmDir = "vm"
 // building begins the name of a template that is not whole.
 const building = ".building-"
 
-// Save writes the state of a VM to a file. dir is not there yet, and for the VM to have
-// its files in; it must be gone when save returns.
-type Save func(ctx context.Context, dir string, to *os.File) error
+// Save writes a VM to files. dir is not there yet, and for the VM to have its files in;
+// it must be gone when save returns.
+type Save func(ctx context.Context, dir string, to qemu.Saved) error
 
 // Build makes a template, unless it is there. save is called at most once, while no
 // other process builds. ErrBusy and ErrTooSoon say that
@@ -49,8 +49,8 @@ func (s Store) Build(ctx context.Context, d qemu.Description, save Save) (err er
 		return err
 	}
 	defer lock.Close()
-	if _, f, err := s.open(key); err == nil {
-		return f.Close()
+	if _, saved, err := s.open(key); err == nil {
+		return closeSaved(saved)
 	}
 	if err := s.mayTry(key); err != nil {
 		return err
@@ -87,11 +87,12 @@ func (s Store) build(ctx context.Context, key Key, d qemu.Description, save Save
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return err
 	}
-	size, err := writeState(ctx, tmp, save)
-	if err != nil {
+	m := Manifest{Key: key, Depends: d, Built: began.UTC()}
+	if err := write(ctx, tmp, save, &m); err != nil {
 		return err
 	}
-	text, err := json.MarshalIndent(Manifest{Key: key, Built: began.UTC(), Took: time.Since(began), Bytes: size, Depends: d}, "", "  ")
+	m.Took = time.Since(began)
+	text, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
 		return err
 	}
@@ -110,21 +111,39 @@ func (s Store) build(ctx context.Context, key Key, d qemu.Description, save Save
 	return syncDir(s.Dir)
 }
 
-func writeState(ctx context.Context, dir string, save Save) (size int64, err error) {
-	f, err := os.OpenFile(filepath.Join(dir, stateFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o400)
-	if err != nil {
-		return 0, err
+// write has the VM saved, and notes the sizes of its files.
+func write(ctx context.Context, dir string, save Save, m *Manifest) (err error) {
+	var to qemu.Saved
+	defer func() { err = errors.Join(err, closeSaved(to)) }()
+	// Others than root may not: whoever runs QEMU opens that of memory once more.
+	if to.State, err = os.OpenFile(filepath.Join(dir, stateFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+		return err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := save(ctx, filepath.Join(dir, vmDir), f); err != nil {
-		return 0, err
+	if m.Depends.MapsMemory() {
+		if to.Memory, err = os.OpenFile(filepath.Join(dir, memoryFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+			return err
+		}
 	}
-	if err := f.Sync(); err != nil {
+	if err := save(ctx, filepath.Join(dir, vmDir), to); err != nil {
+		return err
+	}
+	if m.Bytes, err = finish(to.State); err == nil && to.Memory != nil {
+		m.Memory, err = finish(to.Memory)
+	}
+	return err
+}
+
+// finish has a file on the disk, for nobody to write to, and returns its size.
+func finish(f *os.File) (int64, error) {
+	if err := errors.Join(f.Chmod(0o400), f.Sync()); err != nil {
 		return 0, err
 	}
 	info, err := f.Stat()
 	if err != nil {
 		return 0, err
+	}
+	if info.Size() == 0 {
+		return 0, fmt.Errorf("%s: nothing was written", f.Name())
 	}
 	return info.Size(), nil
 }
@@ -165,10 +184,10 @@ func (s Store) sweep() error {
 			errs = append(errs, removeTree(filepath.Join(s.Dir, e.Name())))
 		}
 		if key := Key(e.Name()); key.check() == nil {
-			if _, f, err := s.open(key); err != nil {
+			if _, saved, err := s.open(key); err != nil {
 				errs = append(errs, s.remove(key))
 			} else {
-				errs = append(errs, f.Close())
+				errs = append(errs, closeSaved(saved))
 			}
 		}
 	}
@@ -243,16 +262,21 @@ func (s Store) List() ([]Info, error) {
 }
 
 func (s Store) info(key Key) (Info, error) {
-	m, f, err := s.open(key)
+	m, saved, err := s.open(key)
 	if err != nil {
 		return Info{}, err
 	}
-	defer f.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+	defer closeSaved(saved)
+	var state, memory unix.Stat_t
+	if err := unix.Fstat(int(saved.State.Fd()), &state); err != nil {
 		return Info{}, os.NewSyscallError("fstat", err)
 	}
-	info := Info{Manifest: m, Disk: st.Blocks * 512, Used: time.Unix(st.Mtim.Unix())}
+	if saved.Memory != nil {
+		if err := unix.Fstat(int(saved.Memory.Fd()), &memory); err != nil {
+			return Info{}, os.NewSyscallError("fstat", err)
+		}
+	}
+	info := Info{Manifest: m, Disk: (state.Blocks + memory.Blocks) * 512, Used: time.Unix(state.Mtim.Unix())}
 	if f, err := os.Lstat(s.failures(key)); err == nil {
 		info.Failures = int(f.Size())
 	}
@@ -287,7 +311,7 @@ func removeTree(dir string) error {
 	if err := os.Chmod(dir, 0o700); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return removeAll(filepath.Join(dir, stateFile), filepath.Join(dir, manifestFile), filepath.Join(dir, vmDir), dir)
+	return removeAll(filepath.Join(dir, stateFile), filepath.Join(dir, memoryFile), filepath.Join(dir, manifestFile), filepath.Join(dir, vmDir), dir)
 }
 
 // removeAll removes files, or empty directories, that need not be there.

@@ -6,7 +6,8 @@
 // use at the same time:
 //
 //	<key>/state          what qemu.Save wrote, read-only
-//	<key>/template.json  what it depends on, and how large the state is
+//	<key>/memory         likewise, if memory is for others to map
+//	<key>/template.json  what it depends on, and how large the files are
 //	<key>.failures       a byte for each VM that went on from it and did not answer
 //	<key>.error          why it could not be built the last time
 //	.building-<key>      one that is being built
@@ -54,6 +55,7 @@ const (
 	maxManifest = 1 << 20
 
 	stateFile    = "state"
+	memoryFile   = "memory"
 	manifestFile = "template.json"
 )
 
@@ -74,14 +76,15 @@ type Manifest struct {
 	Key     Key              `json:"key"`
 	Built   time.Time        `json:"built"`
 	Took    time.Duration    `json:"took_ns"`
-	Bytes   int64            `json:"bytes"` // of the state, its holes included
+	Bytes   int64            `json:"bytes"`        // of the state, its holes included
+	Memory  int64            `json:"memory_bytes"` // of the file of memory; 0 if there is none
 	Depends qemu.Description `json:"depends"`
 }
 
 // Loan is a template in use. The caller closes it.
 type Loan struct {
-	Key   Key
-	State *os.File
+	Key Key
+	qemu.Saved
 
 	store Store
 }
@@ -95,25 +98,25 @@ func (s Store) Borrow(key Key) (*Loan, error) {
 	if err := s.check(); err != nil {
 		return nil, err
 	}
-	manifest, f, err := s.open(key)
+	manifest, saved, err := s.open(key)
 	if err != nil {
 		return nil, err
 	}
-	if err := whole(f, manifest); err != nil {
-		f.Close()
-		return nil, errors.Join(fmt.Errorf("%w: %s: %w", ErrNone, f.Name(), err), s.Remove(key))
+	loan := &Loan{Key: key, Saved: saved, store: s}
+	if err := whole(saved, manifest); err != nil {
+		return nil, errors.Join(fmt.Errorf("%w: %s: %w", ErrNone, key, err), loan.Close(), s.Remove(key))
 	}
 	// When it was used; that it cannot be noted only lets it go earlier.
-	_ = unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", f.Fd()), []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}, 0)
-	return &Loan{Key: key, State: f, store: s}, nil
+	_ = unix.UtimesNanoAt(unix.AT_FDCWD, fmt.Sprintf("/proc/self/fd/%d", saved.State.Fd()), []unix.Timespec{{Nsec: unix.UTIME_OMIT}, {Nsec: unix.UTIME_NOW}}, 0)
+	return loan, nil
 }
 
-// open opens the two files of a template.
-func (s Store) open(key Key) (m Manifest, state *os.File, err error) {
+// open opens the files of a template.
+func (s Store) open(key Key) (m Manifest, saved qemu.Saved, err error) {
 	// One directory, also if another one gets its name meanwhile.
 	dir, err := os.OpenRoot(filepath.Join(s.Dir, string(key)))
 	if err != nil {
-		return m, nil, fmt.Errorf("%w: %w", ErrNone, err)
+		return m, saved, fmt.Errorf("%w: %w", ErrNone, err)
 	}
 	defer dir.Close()
 	text, err := dir.ReadFile(manifestFile)
@@ -124,28 +127,51 @@ func (s Store) open(key Key) (m Manifest, state *os.File, err error) {
 		err = fmt.Errorf("it is that of %q", m.Key)
 	}
 	if err != nil {
-		return m, nil, fmt.Errorf("%w: %s of %s: %w", ErrNone, manifestFile, key, err)
+		return m, saved, fmt.Errorf("%w: %s of %s: %w", ErrNone, manifestFile, key, err)
 	}
-	if state, err = dir.Open(stateFile); err != nil {
-		return m, nil, fmt.Errorf("%w: %w", ErrNone, err)
+	saved.State, err = dir.Open(stateFile)
+	if err == nil && m.Memory > 0 {
+		saved.Memory, err = dir.Open(memoryFile)
 	}
-	return m, state, nil
+	if err != nil {
+		return m, qemu.Saved{}, errors.Join(fmt.Errorf("%w: %w", ErrNone, err), closeSaved(saved))
+	}
+	return m, saved, nil
 }
 
-// whole holds a state to what was written.
-func whole(f *os.File, m Manifest) error {
+func closeSaved(saved qemu.Saved) error {
+	var errs []error
+	for _, f := range []*os.File{saved.State, saved.Memory} {
+		if f != nil {
+			errs = append(errs, f.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// whole holds files to what was written. That there is one of memory wherever it is
+// mapped follows from the key.
+func whole(saved qemu.Saved, m Manifest) error {
+	err := ofSize(saved.State, m.Bytes)
+	if err == nil && m.Memory > 0 {
+		err = ofSize(saved.Memory, m.Memory)
+	}
+	return err
+}
+
+func ofSize(f *os.File, bytes int64) error {
 	info, err := f.Stat()
 	if err != nil {
 		return err
 	}
-	if !info.Mode().IsRegular() || info.Size() != m.Bytes {
-		return fmt.Errorf("%s of %d bytes, and a file of %d was written", info.Mode().Type(), info.Size(), m.Bytes)
+	if !info.Mode().IsRegular() || info.Size() != bytes {
+		return fmt.Errorf("%s: %s of %d bytes, and a file of %d was written", f.Name(), info.Mode().Type(), info.Size(), bytes)
 	}
 	return nil
 }
 
 // Close gives the template back.
-func (l *Loan) Close() error { return l.State.Close() }
+func (l *Loan) Close() error { return closeSaved(l.Saved) }
 
 // Worked says that a VM that went on from the template answered.
 func (l *Loan) Worked() error {

@@ -92,8 +92,8 @@ func newStore(t *testing.T) Store {
 
 // saves is what writes a state of so many bytes.
 func saves(text string) Save {
-	return func(_ context.Context, _ string, f *os.File) error {
-		_, err := f.WriteString(text)
+	return func(_ context.Context, _ string, to qemu.Saved) error {
+		_, err := to.State.WriteString(text)
 		return err
 	}
 }
@@ -185,15 +185,82 @@ func TestWhatWasBuiltIsLent(t *testing.T) {
 	}
 }
 
+// mapped is a description of a VM whose memory is a file of its own.
+func mapped(t *testing.T) (qemu.Description, Key) {
+	t.Helper()
+	d := described(1)
+	d.Scheme = "ignore-shared 1"
+	if !d.MapsMemory() || described(1).MapsMemory() {
+		t.Fatal("the scheme has another name")
+	}
+	key, err := KeyOf(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d, key
+}
+
+func savesMemory(_ context.Context, _ string, to qemu.Saved) error {
+	_, err := to.State.WriteString("state")
+	return errors.Join(err, to.Memory.Truncate(1<<20))
+}
+
+func TestMemoryIsAFileOfItsOwn(t *testing.T) {
+	s := newStore(t)
+	d, key := mapped(t)
+	if err := s.Build(t.Context(), d, savesMemory); err != nil {
+		t.Fatal(err)
+	}
+	loan := borrow(t, s, key)
+	if info, err := loan.Memory.Stat(); err != nil || info.Size() != 1<<20 || info.Mode().Perm() != 0o400 {
+		t.Errorf("%+v, %v", info, err)
+	}
+	if _, err := loan.Memory.WriteAt([]byte("x"), 0); err == nil {
+		t.Error("it can be written to")
+	}
+	if borrow(t, s, build(t, s, 2)).Memory != nil {
+		t.Error("one that has none has one")
+	}
+	if err := s.Remove(key); err != nil {
+		t.Error(err)
+	}
+	if left := names(t, s); len(left) != 1 {
+		t.Errorf("left: %v", left)
+	}
+}
+
+func TestMemoryThatIsNotWholeIsNotLent(t *testing.T) {
+	for name, spoil := range map[string]func(dir string) error{
+		"cut":  func(dir string) error { return os.Truncate(filepath.Join(dir, memoryFile), 4096) },
+		"gone": func(dir string) error { return os.Remove(filepath.Join(dir, memoryFile)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newStore(t)
+			d, key := mapped(t)
+			if err := s.Build(t.Context(), d, savesMemory); err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(os.Chmod(filepath.Join(s.Dir, string(key)), 0o700), spoil(filepath.Join(s.Dir, string(key)))); err != nil {
+				t.Fatal(err)
+			}
+			wantNone(t, s, key, "")
+			if err := s.Build(t.Context(), d, savesMemory); err != nil {
+				t.Fatal(err)
+			}
+			borrow(t, s, key)
+		})
+	}
+}
+
 func TestOneBuildsAndAllUse(t *testing.T) {
 	s := newStore(t)
 	var built atomic.Int32
 	var all sync.WaitGroup
 	for range 16 {
 		all.Go(func() {
-			err := s.Build(t.Context(), described(1), func(ctx context.Context, dir string, f *os.File) error {
+			err := s.Build(t.Context(), described(1), func(ctx context.Context, dir string, to qemu.Saved) error {
 				built.Add(1)
-				return saves("state 1")(ctx, dir, f)
+				return saves("state 1")(ctx, dir, to)
 			})
 			if err != nil && !errors.Is(err, ErrBusy) {
 				t.Error(err)
@@ -212,12 +279,12 @@ func TestOneBuildsAndAllUse(t *testing.T) {
 
 func TestOneBuildsAtATime(t *testing.T) {
 	s := newStore(t)
-	err := s.Build(t.Context(), described(1), func(ctx context.Context, dir string, f *os.File) error {
+	err := s.Build(t.Context(), described(1), func(ctx context.Context, dir string, to qemu.Saved) error {
 		if err := s.Build(ctx, described(2), saves("state 2")); !errors.Is(err, ErrBusy) {
 			t.Errorf("%v", err)
 		}
 		wantNone(t, s, keyOf(t, 1), "") // not before it is whole
-		return saves("state 1")(ctx, dir, f)
+		return saves("state 1")(ctx, dir, to)
 	})
 	if err != nil {
 		t.Error(err)
@@ -228,7 +295,7 @@ func TestOneBuildsAtATime(t *testing.T) {
 func TestBuildThatFailsLeavesItsReason(t *testing.T) {
 	s := newStore(t)
 	broken := errors.New("the guest's kernel panicked")
-	fail := func(context.Context, string, *os.File) error { return broken }
+	fail := func(context.Context, string, qemu.Saved) error { return broken }
 	if err := s.Build(t.Context(), described(1), fail); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}

@@ -2,7 +2,6 @@ package template
 
 import (
 	"context"
-	"os"
 	"path/filepath"
 
 	"github.com/erofsvm/erofsvm/hypervisor/qemu"
@@ -24,7 +23,7 @@ func (s Store) Lend(ctx context.Context, spec qemu.Spec) (*Loan, qemu.Spec, erro
 	if err != nil {
 		return nil, spec, err
 	}
-	spec.From = loan.State
+	spec.From = loan.Saved
 	return loan, spec, nil
 }
 
@@ -39,7 +38,7 @@ func (s Store) Make(ctx context.Context, spec qemu.Spec) (Key, error) {
 	if err != nil {
 		return "", err
 	}
-	return key, s.Build(ctx, d, func(ctx context.Context, dir string, to *os.File) error {
+	return key, s.Build(ctx, d, func(ctx context.Context, dir string, to qemu.Saved) error {
 		spec.Dir, spec.AIO = dir, qemu.AIOThreads
 		return qemu.Save(ctx, spec, to)
 	})

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -24,8 +23,8 @@ func withTemplate(t *testing.T) (w *world, key template.Key, said *bytes.Buffer)
 	w.config.Hypervisor.Templates = configs.TemplatesOn
 	d := qemu.Description{Scheme: "a test"}
 	store := TemplateStore(w.config)
-	err := store.Build(t.Context(), d, func(_ context.Context, _ string, f *os.File) error {
-		_, err := f.WriteString("a saved VM")
+	err := store.Build(t.Context(), d, func(_ context.Context, _ string, to qemu.Saved) error {
+		_, err := to.State.WriteString("a saved VM")
 		return err
 	})
 	if err != nil {
@@ -37,7 +36,7 @@ func withTemplate(t *testing.T) (w *world, key template.Key, said *bytes.Buffer)
 	w.lend = func(s template.Store, _ context.Context, spec qemu.Spec) (*template.Loan, qemu.Spec, error) {
 		loan, err := s.Borrow(key)
 		if err == nil {
-			spec.From = loan.State
+			spec.From = loan.Saved
 		}
 		return loan, spec, err
 	}
@@ -85,8 +84,8 @@ func TestVMThatDoesNotGoOnBoots(t *testing.T) {
 			killed, boot := 0, w.start
 			var from []bool
 			w.start = func(ctx context.Context, spec qemu.Spec) (bootedVM, error) {
-				from = append(from, spec.From != nil)
-				if spec.From == nil {
+				from = append(from, spec.From.State != nil)
+				if spec.From.State == nil {
 					return boot(ctx, spec)
 				}
 				if spoilt.start != nil {
