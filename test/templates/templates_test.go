@@ -3,6 +3,7 @@ package templates
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/erofsvm/erofsvm/test/harness"
+	"github.com/erofsvm/erofsvm/test/harness/cni"
 	"github.com/erofsvm/erofsvm/test/harness/e2etest"
 )
 
@@ -26,7 +28,7 @@ func TestTemplates(t *testing.T) {
 	if err := bed.ShimConfig().Set("hypervisor", "templates", "on").Write(config); err != nil {
 		t.Fatal(err)
 	}
-	w := &world{Bed: bed, config: config, image: bed.Image(t, "two", harness.Snapshotter)}
+	w := &world{Bed: bed, config: config, image: bed.Image(t, "two", harness.Snapshotter), netns: map[string]string{}}
 	cold := w.run(t, "cold")
 	if cold.trace.Template != "" {
 		t.Fatalf("the first VM goes on from template %s", cold.trace.Template)
@@ -51,7 +53,13 @@ func TestTemplates(t *testing.T) {
 		}
 	})
 	t.Run("twins are none", func(t *testing.T) {
+		macs := w.connect(t, "twin-a", "twin-b")
 		twins := w.atOnce(t, "twin-a", "twin-b")
+		for i, want := range macs {
+			if got := twins[i].said("mac"); got != want || macs[0] == macs[1] {
+				t.Errorf("the interface of %s has the MAC %q, want %q", twins[i].trace.ID, got, want)
+			}
+		}
 		twins = append(twins, warm)
 		for _, what := range []string{"boot_id", "uuid", "urandom", "hostname"} {
 			if a, b, c := twins[0].said(what), twins[1].said(what), twins[2].said(what); a == "" || a == b || b == c || a == c {
@@ -86,6 +94,39 @@ func TestTemplates(t *testing.T) {
 type world struct {
 	*e2etest.Bed
 	config, image string
+	netns         map[string]string // of those containers that CNI has connected, by their names
+}
+
+// connect gives containers to come a network, and returns the MACs that CNI chose.
+func (w *world) connect(t *testing.T, ids ...string) (macs []string) {
+	t.Helper()
+	node, err := cni.NewNode(w.Tree, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { node.Close() })
+	for _, id := range ids {
+		pod, err := node.NewPod(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			ctx, cancel := context.WithTimeout(context.Background(), e2etest.Step)
+			defer cancel()
+			if err := pod.Close(ctx); err != nil {
+				t.Error(err)
+			}
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), e2etest.Step)
+		eth0, err := pod.Add(ctx, "eth0", cni.Network{Bridge: "pods", MTU: 1500, Subnets: []netip.Prefix{netip.MustParsePrefix("10.88.11.0/24")}}, nil)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.netns[id] = pod.Path()
+		macs = append(macs, eth0.MAC)
+	}
+	return macs
 }
 
 func (w *world) store() string { return filepath.Join(w.CacheDir(), "templates") }
@@ -133,6 +174,7 @@ echo boot_id: $(cat /proc/sys/kernel/random/boot_id)
 echo uuid: $(cat /proc/sys/kernel/random/uuid)
 echo urandom: $(head -c 16 /dev/urandom | od -An -tx1)
 echo hostname: $(hostname)
+echo mac: $(cat /sys/class/net/eth0/address 2>/dev/null)
 echo now: $(date +%s)
 exit 7`
 
@@ -161,8 +203,12 @@ func (w *world) atOnce(t *testing.T, ids ...string) []*result {
 }
 
 func (w *world) one(ctx context.Context, id string) (*result, error) {
-	cmd := w.Ctr(ctx, "run", "--rm", "--runtime", harness.Runtime, "--runtime-config-path", w.config,
-		"--snapshotter", harness.Snapshotter, "--hostname", "pod-"+id, w.image, id, "sh", "-c", script)
+	args := []string{"run", "--rm", "--runtime", harness.Runtime, "--runtime-config-path", w.config,
+		"--snapshotter", harness.Snapshotter, "--hostname", "pod-" + id}
+	if path, ok := w.netns[id]; ok {
+		args = append(args, "--with-ns", "network:"+path)
+	}
+	cmd := w.Ctr(ctx, append(args, w.image, id, "sh", "-c", script)...)
 	began := time.Now()
 	out, err := cmd.Output()
 	r := &result{lines: map[string]string{}, took: time.Since(began), code: cmd.ProcessState.ExitCode()}
