@@ -114,9 +114,12 @@ func Run(began time.Time) error {
 	go func() { stop(fmt.Errorf("serve calls: %w", server.Serve(ctx, calls, agentPort))) }()
 	go serveLog(ctx, lines, log)
 	go func() {
-		defer close(ready)
 		finishBoot(modules, log)
+		close(ready)
 		log.Info("agent serves", "listening_after", listening, "mounted_after", mounted, "ready_after", time.Since(began), "uptime", uptime())
+		if err := demand.Load(ctx, layout.StageMemory); err != nil {
+			log.Warn("memory that the guest frees stays the guest's", "error", err.Error())
+		}
 		settled <- guest{console, demand}
 	}()
 

@@ -52,6 +52,7 @@ func DefaultModules() []Want {
 		{Name: "dm_verity", Stage: layout.StageVerity},
 		{Name: "virtio_net", Stage: layout.StageNetwork},
 		{Name: "virtiofs", Stage: layout.StageVirtioFS, Optional: true},
+		{Name: "virtio_balloon", Stage: layout.StageMemory, Optional: true},
 	}
 }
 

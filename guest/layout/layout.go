@@ -29,11 +29,13 @@ const (
 	StageNetwork = "network" // before the first interface
 	// StageVirtioFS is before the first share of the host's files.
 	StageVirtioFS = "virtiofs"
+	// StageMemory is once nobody waits for the boot: what gives memory back to the host.
+	StageMemory = "memory"
 )
 
 // Stages returns all stages, in the order in which they stand in ModuleList.
 func Stages() []string {
-	return []string{StageBoot, StageLate, StageSCSI, StageVerity, StageNetwork, StageVirtioFS}
+	return []string{StageBoot, StageLate, StageSCSI, StageVerity, StageNetwork, StageVirtioFS, StageMemory}
 }
 
 // OnDemand reports whether a stage is loaded only when something needs it.

@@ -24,6 +24,7 @@ const (
 	addrVsock  = 0x01
 	addrRNG    = 0x02
 	addrSCSI   = 0x03
+	addrMemory = 0x04
 	addrBridge = 0x08 // and following
 
 	// A bridge has 32 places, and SHPC would take the first of them
@@ -81,6 +82,9 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		"-device", "isa-serial,chardev=console",
 		"-object", "rng-builtin,id=rng",
 		"-device", fmt.Sprintf("virtio-rng-pci,rng=rng,bus=pcie.0,addr=%02x,disable-legacy=on", addrRNG),
+	}
+	if reportsFree(s, dev) {
+		args = append(args, "-device", fmt.Sprintf("virtio-balloon-pci,bus=pcie.0,addr=%02x,disable-legacy=on,free-page-reporting=on", addrMemory))
 	}
 	switch s.role() {
 	case boots:
@@ -167,6 +171,11 @@ func memory(s Spec, dev vsock.Wiring) string {
 
 // sharedMemory says that a daemon needs the guest's memory, now or later.
 func sharedMemory(s Spec, dev vsock.Wiring) bool { return dev.SharedMemory || s.Virtiofsd != "" }
+
+// reportsFree says that the guest tells which memory it does not use, for the host to
+// take back. Of memory that several VMs have mapped QEMU gives nothing back, since it
+// would make a hole in the file (system/physmem.c, ram_block_discard_range).
+func reportsFree(s Spec, dev vsock.Wiring) bool { return s.role() == boots || sharedMemory(s, dev) }
 
 func backendType(shared bool) string {
 	if shared {

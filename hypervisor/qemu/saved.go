@@ -6,10 +6,13 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net"
 	"os"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/hypervisor/internal/child"
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
@@ -96,7 +99,34 @@ func Save(ctx context.Context, spec Spec, to Saved) (err error) {
 	if err := m.save(ctx, to.State); err != nil {
 		return fmt.Errorf("save virtual machine: %w%s", gone(err), m.proc.tails())
 	}
+	if to.Memory == nil {
+		return nil
+	}
+	if err := digHoles(to.Memory); err != nil {
+		return fmt.Errorf("save virtual machine: %w", err)
+	}
 	return nil
+}
+
+// digHoles frees what of a file is zeros, without a change to its content: of a guest
+// that has tidied up that is most of its memory.
+func digHoles(f *os.File) error {
+	const block = 64 << 10
+	zeros, buf := make([]byte, block), make([]byte, block)
+	for at := int64(0); ; at += block {
+		n, err := f.ReadAt(buf, at)
+		if n > 0 && bytes.Equal(buf[:n], zeros[:n]) {
+			if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, int64(n)); err != nil {
+				return &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }
 
 func (m *Machine) save(ctx context.Context, to *os.File) error {

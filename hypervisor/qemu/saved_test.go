@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/erofsvm/erofsvm/hypervisor"
 	"github.com/erofsvm/erofsvm/hypervisor/internal/testguest"
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
@@ -115,6 +117,10 @@ func TestMemoryIsMappedByAllThatGoOn(t *testing.T) {
 	info, err := from.Memory.Stat()
 	if err != nil || info.Size() != int64(spec.MemoryMiB)<<20 {
 		t.Errorf("memory is %d bytes, %v", info.Size(), err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(int(from.Memory.Fd()), &st); err != nil || st.Blocks*512 > info.Size()*3/4 {
+		t.Errorf("memory takes %d bytes of the disk, %v", st.Blocks*512, err)
 	}
 	before := sumOf(t, from.Memory)
 	for range 2 {

@@ -61,6 +61,45 @@ func TestAnIdlePodIsSmall(t *testing.T) {
 	}
 }
 
+// TestMemoryThatIsFreedGoesBack: what a container gives back to the guest's kernel the
+// guest gives back to the host, by itself.
+func TestMemoryThatIsFreedGoesBack(t *testing.T) {
+	const mib = 96
+	bed := e2etest.Newest(t)
+	c := bed.Start(t, e2etest.Spec{Image: bed.Image(t, "one", harness.Snapshotter), Args: []string{"sh", "-c", "mount && exec sleep 1000"},
+		Opts: []oci.SpecOpts{oci.WithMounts([]specs.Mount{{Destination: "/much", Type: "tmpfs", Source: "tmpfs", Options: []string{"size=128m"}}})}})
+	vms, err := bed.VMs()
+	if err != nil || len(vms) != 1 {
+		t.Fatalf("virtual machines %v, %v", vms, err)
+	}
+	resident := func() int64 {
+		t.Helper()
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", vms[0]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return rss(t, string(text))
+	}
+	if _, errs, code := c.RunExec(t, "dd", "if=/dev/urandom", "of=/much/file", "bs=1M", fmt.Sprint("count=", mib)); code != 0 {
+		t.Fatalf("dd: code %d: %s", code, errs)
+	}
+	full := resident()
+	if _, errs, code := c.RunExec(t, "rm", "/much/file"); code != 0 {
+		t.Fatalf("rm: code %d: %s", code, errs)
+	}
+	// The kernel reports in steps, two seconds apart (mm/page_reporting.c).
+	least := full
+	for tick, deadline := time.NewTicker(200*time.Millisecond), time.After(e2etest.Step); full-least < mib<<20*3/4; {
+		select {
+		case <-tick.C:
+			least = min(least, resident())
+		case <-deadline:
+			t.Fatalf("of %d MiB that were freed, QEMU has given back %.1f of its %.1f", mib, float64(full-least)/(1<<20), float64(full)/(1<<20))
+		}
+	}
+	t.Logf("QEMU: %.1f MiB, then %.1f", float64(full)/(1<<20), float64(least)/(1<<20))
+}
+
 // rss is the resident memory that a status of proc(5) tells, in bytes.
 func rss(t *testing.T, status string) int64 {
 	t.Helper()
