@@ -85,9 +85,9 @@ func (c *cluster) webPod(t *testing.T) string {
 func (c *cluster) testVolumes(t *testing.T) {
 	pod := c.webPod(t)
 	for _, look := range []struct{ what, container, script, want string }{
-		{"the secret, by way of the init container", "side", "cat /work/word", "sesame"},
-		{"what one container writes is the other's", "side", "echo here > /work/seen", ""},
-		{"", "web", "cat /work/seen", "here\n"},
+		{"the secret, by way of the init container", "side", "cat /scratch/word", "sesame"},
+		{"what one container writes is the other's", "side", "echo here > /scratch/seen", ""},
+		{"", "web", "cat /scratch/seen", "here\n"},
 		{"the emptyDir in memory has its size", "side", "df -k /memory | tail -1 | awk '{print $2}'", "16384\n"},
 		{"the downward API", "side", "echo pod/$POD", pod + "\n"},
 		{"the name of the pod", "side", "echo pod/$(hostname)", pod + "\n"},
@@ -158,12 +158,12 @@ func (c *cluster) testLiveness(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.sh(t, pod, "side", "rm /work/alive")
+	c.sh(t, pod, "side", "rm /scratch/alive")
 	c.until(t, "the container is started again", 2*time.Minute, func() (bool, string) {
 		got := c.field(t, pod, `{.status.containerStatuses[?(@.name=="web")].restartCount}`)
 		return got == "1", got
 	})
-	c.sh(t, pod, "side", "touch /work/alive")
+	c.sh(t, pod, "side", "touch /scratch/alive")
 	c.kubectl(t, "wait", "--for=condition=Ready", pod, "--timeout=120s")
 	if got := c.field(t, pod, `{.status.containerStatuses[?(@.name=="side")].restartCount}`); got != "0" {
 		t.Errorf("the other container was started again %s times", got)
