@@ -58,6 +58,14 @@ var timerParams = []string{"no_timer_check"}
 // plugged at once would die of it.
 var memoryParams = []string{"swiotlb=noforce", "memory_hotplug.memmap_on_memory=1"}
 
+// waitParams: a kernel that can be preempted waits some ticks of its timer for a grace
+// period of RCU, which mounts, namespaces and cgroups come to often, and a guest that makes
+// a container has nothing else to do meanwhile. "rcu_expedited" asks the processors instead
+// (kernel/rcu/tree_exp.h), and "favordynmods" has the lock of cgroups wait once and not each
+// time that a process is moved (kernel/cgroup/cgroup.c; since Linux 6.7, older ones take
+// it for a variable of init's).
+var waitParams = []string{"rcupdate.rcu_expedited=1", "cgroup_favordynmods=true"}
+
 // argv is QEMU's command line without the name of the program. It depends on
 // nothing but its arguments.
 func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
@@ -75,7 +83,7 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		"-rtc", "base=utc",
 		"-kernel", s.Kernel,
 		"-initrd", s.Initrd,
-		"-append", strings.Join(slices.Concat(consoleParams, timerParams, memoryParams, s.KernelParams), " "),
+		"-append", strings.Join(slices.Concat(consoleParams, timerParams, memoryParams, waitParams, s.KernelParams), " "),
 		"-chardev", fmt.Sprintf("socket,id=qmp,fd=%d", fdQMP),
 		"-mon", "chardev=qmp,mode=control",
 		"-chardev", fmt.Sprintf("socket,id=console,fd=%d", fdConsole),
