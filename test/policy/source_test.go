@@ -4,6 +4,9 @@ import (
 	"bytes"
 	"go/ast"
 	"go/format"
+	"os"
+	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -123,6 +126,27 @@ func TestNothingIsLeftForLater(t *testing.T) {
 						t.Errorf("%s:%d: %s: do it, or answer a clear error and say so in the docs", f.path, f.line(c.Pos()), mark)
 					}
 				}
+			}
+		}
+	}
+}
+
+// TestScriptsReadPipesToTheirEnd: `grep -q` and head close a pipe before its end. Under
+// pipefail the program before them then fails by SIGPIPE, now and then.
+func TestScriptsReadPipesToTheirEnd(t *testing.T) {
+	early := regexp.MustCompile(`\| *(grep -[a-zA-Z]*q|head)\b`)
+	scripts, err := filepath.Glob(filepath.Join(moduleRoot(t), "test", "setup", "*.sh"))
+	if err != nil || len(scripts) == 0 {
+		t.Fatalf("%d scripts, %v", len(scripts), err)
+	}
+	for _, path := range scripts {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, line := range strings.Split(string(text), "\n") {
+			if found := early.FindString(line); found != "" {
+				t.Errorf("%s:%d: %q closes its pipe early: have it read to the end", filepath.Base(path), i+1, found)
 			}
 		}
 	}

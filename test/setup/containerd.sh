@@ -16,6 +16,6 @@ for command in containerd ctr; do
 		-ldflags "-s -w -X $module/version.Version=v$version" "$module/cmd/$command@v$version"
 done
 "$out/containerd" --version
-"$out/containerd" --version | grep -q " v$version " || die "containerd does not say v$version"
+"$out/containerd" --version | grep " v$version " >/dev/null || die "containerd does not say v$version"
 "$out/ctr" --version
 printf 'v%s\n' "$version" >"$out/version"

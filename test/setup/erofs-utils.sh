@@ -29,7 +29,7 @@ for exe in "$out"/bin/*; do
 	ldd "$exe"
 	"$exe" --version
 done
-"$out/bin/mkfs.erofs" --version | sed -n 's/^mkfs.erofs.* \([0-9][0-9.]*\).*/\1/p' | head -n 1 >"$out/version"
+"$out/bin/mkfs.erofs" --version | sed -n 's/^mkfs.erofs.* \([0-9][0-9.]*\).*/\1/p' | sed -n 1p >"$out/version"
 version=$(cat "$out/version")
 printf '%s\n' "$oldest" "$version" | sort -CV || die "erofs-utils $version is older than $oldest"
 

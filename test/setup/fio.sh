@@ -29,4 +29,4 @@ check_linked "$out/root" usr/bin/fio
 
 # It runs, and has the engine that the benchmark uses.
 "$out/root/usr/bin/fio" --version
-"$out/root/usr/bin/fio" --enghelp | grep -qw libaio || die "fio has no engine libaio"
+"$out/root/usr/bin/fio" --enghelp | grep -w libaio >/dev/null || die "fio has no engine libaio"

@@ -8,7 +8,7 @@ out=${2:?}
 
 apt_setup stable
 image=$(apt-cache -c "$TOOLS/apt/stable/apt.conf" show linux-image-cloud-amd64/bookworm-backports |
-	sed -n 's/^Depends: *\(linux-image-[^ ,]*\).*/\1/p' | head -n 1)
+	sed -n 's/^Depends: *\(linux-image-[^ ,]*\).*/\1/p' | sed -n 1p)
 [ -n "$image" ] || die "linux-image-cloud-amd64 of bookworm-backports names no kernel package"
 apt_download stable "$out/debs" "$image/bookworm-backports"
 unpack "$out" "$out"/debs/*.deb

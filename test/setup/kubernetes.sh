@@ -37,5 +37,5 @@ while read -r program; do
 		-ldflags "-s -w -X $say.gitVersion=$version -X $say.gitMajor=$major -X $say.gitMinor=$minor" "$program"
 done < <(go list -f '{{ .ImportPath }}' tool)
 "$out/bin/kubelet" --version
-"$out/bin/kubelet" --version | grep -qx "Kubernetes $version" || die "the kubelet does not say $version"
+"$out/bin/kubelet" --version | grep -x "Kubernetes $version" >/dev/null || die "the kubelet does not say $version"
 printf '%s with etcd %s\n' "$version" "$etcd" >"$out/version"

@@ -31,8 +31,8 @@ check_linked "$out" "${executables[@]}"
 # It runs, is the version meant, can emulate, and answers on QMP.
 qemu=$out/usr/bin/qemu-system-x86_64
 "$qemu" -version
-"$qemu" -version | grep -q "version $series\." || die "$qemu is not QEMU $series"
-"$qemu" -accel help | grep -qx tcg || die "$qemu has no tcg accelerator" "see that accel-tcg-x86_64.so is found and loads"
+"$qemu" -version | grep "version $series\." >/dev/null || die "$qemu is not QEMU $series"
+"$qemu" -accel help | grep -x tcg >/dev/null || die "$qemu has no tcg accelerator" "see that accel-tcg-x86_64.so is found and loads"
 printf '%s\n' '{"execute":"qmp_capabilities"}' '{"execute":"query-status"}' '{"execute":"quit"}' |
 	timeout 60 "$qemu" -nodefaults -no-user-config -machine q35 -accel tcg -S -display none -qmp stdio |
 	tee "$out/qmp.log"
@@ -41,5 +41,5 @@ rm "$out/qmp.log"
 # A module with a library of its own loads (usb-host is in none but a module).
 "$qemu" -nodefaults -machine q35 -device usb-host,help >/dev/null
 for exe in "${executables[@]:1}"; do
-	"$out/$exe" --version | head -n 1
+	"$out/$exe" --version | sed -n 1p
 done

@@ -27,4 +27,4 @@ cd "$out" # outside of any module, so that none's go.mod has a say
 CGO_ENABLED=0 GOBIN=$out/bin GOFLAGS='' go install -trimpath \
 	-ldflags "-s -w -X $module/version.Version=v$version" "$module/cmd/containerd-shim-runc-v2@v$version"
 "$out/bin/containerd-shim-runc-v2" -v
-"$out/bin/containerd-shim-runc-v2" -v | grep -q " v$version" || die "the shim of runc does not say v$version"
+"$out/bin/containerd-shim-runc-v2" -v | grep " v$version" >/dev/null || die "the shim of runc does not say v$version"
