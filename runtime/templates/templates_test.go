@@ -30,8 +30,8 @@ func host(t *testing.T) (file string, key template.Key) {
 	}
 	store := sandbox.TemplateStore(c)
 	good := qemu.Description{Arguments: []string{"-smp", "3", "-m", "size=640M"}}
-	err = store.Build(t.Context(), good, func(_ context.Context, _ string, f *os.File) error {
-		_, err := f.WriteString("state")
+	err = store.Build(t.Context(), good, func(_ context.Context, _ string, to qemu.Saved) error {
+		_, err := to.State.WriteString("state")
 		return err
 	})
 	if err != nil {
@@ -41,7 +41,7 @@ func host(t *testing.T) (file string, key template.Key) {
 		t.Fatal(err)
 	}
 	broken := errors.New("the guest's kernel panicked\nand said a lot")
-	if err := store.Build(t.Context(), qemu.Description{}, func(context.Context, string, *os.File) error { return broken }); !errors.Is(err, broken) {
+	if err := store.Build(t.Context(), qemu.Description{}, func(context.Context, string, qemu.Saved) error { return broken }); !errors.Is(err, broken) {
 		t.Fatal(err)
 	}
 	return file, key
