@@ -69,6 +69,7 @@ type Hypervisor struct {
 	MemoryMiB    int    `toml:"memory_mib"`
 	MaxVCPUs     int    `toml:"max_vcpus"`
 	MaxMemoryMiB int    `toml:"max_memory_mib"`
+	Reclaim      bool   `toml:"reclaim_guest_freed_memory"`
 	Slots        int    `toml:"slots"`
 	BlockDriver  string `toml:"block_driver"`
 	AIO          string `toml:"aio"`
@@ -76,6 +77,7 @@ type Hypervisor struct {
 	IOThreads    int    `toml:"iothreads"`
 	Templates    string `toml:"templates"`
 	TemplatesMiB int    `toml:"templates_mib"`
+	Starts       int    `toml:"starts"`
 }
 
 // Guest names the guest image.
@@ -104,6 +106,9 @@ type Network struct {
 // CacheNone is the value of Hypervisor.Cache that keeps disks out of the host's page
 // cache.
 const CacheNone = "none"
+
+// MaxStarts is as good as no limit to how many virtual machines start at once.
+const MaxStarts = 1000
 
 // MaxIOThreads is more than a virtual machine has use for.
 const MaxIOThreads = 16
@@ -331,6 +336,7 @@ func (c *Config) Validate() error {
 	between("hypervisor.iothreads", c.Hypervisor.IOThreads, 0, MaxIOThreads)
 	oneOf("hypervisor.templates", c.Hypervisor.Templates, "off", TemplatesOn)
 	between("hypervisor.templates_mib", c.Hypervisor.TemplatesMiB, 1, 1<<20)
+	between("hypervisor.starts", c.Hypervisor.Starts, 0, MaxStarts)
 	file("guest.kernel", c.Guest.Kernel, true)
 	file("guest.initrd", c.Guest.Initrd, true)
 	if strings.ContainsAny(c.Guest.KernelParams, "\n\r\x00") {

@@ -183,7 +183,9 @@ func sharedMemory(s Spec, dev vsock.Wiring) bool { return dev.SharedMemory || s.
 // reportsFree says that the guest tells which memory it does not use, for the host to
 // take back. Of memory that several VMs have mapped QEMU gives nothing back, since it
 // would make a hole in the file (system/physmem.c, ram_block_discard_range).
-func reportsFree(s Spec, dev vsock.Wiring) bool { return s.role() == boots || sharedMemory(s, dev) }
+func reportsFree(s Spec, dev vsock.Wiring) bool {
+	return s.Reclaim && (s.role() == boots || sharedMemory(s, dev))
+}
 
 func backendType(shared bool) string {
 	if shared {

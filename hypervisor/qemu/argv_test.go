@@ -17,10 +17,10 @@ func TestArgv(t *testing.T) {
 	spec := Spec{
 		Dir: "/run/erofsvm/vm", Binary: "/usr/bin/qemu-system-x86_64",
 		VCPUs: 2, MemoryMiB: 512, Kernel: "/boot/vmlinuz", Initrd: "/boot/initrd",
-		KernelParams: []string{"agent.log=debug", "a,b"}, DiskSlots: 32,
+		KernelParams: []string{"agent.log=debug", "a,b"}, DiskSlots: 32, Reclaim: true,
 	}.withDefaults()
 	few := spec
-	few.DiskSlots, few.KernelParams, few.Machine = 0, nil, "pc-q35-7.2"
+	few.DiskSlots, few.KernelParams, few.Machine, few.Reclaim = 0, nil, "pc-q35-7.2", false
 	scsi := spec
 	scsi.BlockDriver = VirtioSCSI
 	threads, scsiThread := spec, scsi

@@ -315,6 +315,7 @@ func TestDescriptionIsAllThatMatters(t *testing.T) {
 		"block driver":     func(s *Spec) { s.BlockDriver = VirtioSCSI },
 		"kernel parameter": func(s *Spec) { s.KernelParams = []string{"nokaslr"} },
 		"initrd":           func(s *Spec) { s.Initrd = initrd },
+		"reclaimed memory": func(s *Spec) { s.Reclaim = !s.Reclaim },
 		"vsock":            func(s *Spec) { s.Vsock = vsock.Kernel },
 	} {
 		if text(t, describe(change)) == text(t, first) {

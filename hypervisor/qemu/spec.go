@@ -77,6 +77,10 @@ type Spec struct {
 	MaxVCPUs     int
 	MaxMemoryMiB int
 
+	// Reclaim has the guest report memory that it does not use, which the host then has
+	// back. Without it what a guest has once had stays the VM's.
+	Reclaim bool
+
 	// Kernel is a bzImage, or an uncompressed ELF vmlinux with a PVH note.
 	Kernel string
 	Initrd string

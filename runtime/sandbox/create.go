@@ -72,6 +72,7 @@ func (s *Sandbox) Create(ctx context.Context, req *CreateRequest) (pid int, err 
 		return 0, err
 	}
 	m.trace.phase("spec", begun)
+	defer m.endTurn()
 	defer func() {
 		if err != nil {
 			err = m.explain(ctx, err)

@@ -26,6 +26,7 @@ import (
 	"github.com/erofsvm/erofsvm/hypervisor/template"
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
 	"github.com/erofsvm/erofsvm/runtime/hostgroup"
+	"github.com/erofsvm/erofsvm/runtime/turnstile"
 )
 
 // agentPort is the vsock port of the agent (agent-wire.md).
@@ -64,6 +65,9 @@ type machine struct {
 	tasks  sync.WaitGroup // goroutines that end with the VM
 	mu     sync.Mutex
 	ended  bool // by stop, which waits for tasks: no more of them
+	// place is that of its start among those of the host, if it has one.
+	place    *turnstile.Place
+	turnOver bool
 
 	qemuPid atomic.Int64
 	ready   chan struct{} // closed when those below are final
@@ -134,6 +138,9 @@ func (m *machine) run() {
 		m.err = m.personalise(m.ctx)
 	}
 	close(m.ready)
+	if m.err != nil || m.pod {
+		m.endTurn() // a pod's containers come later
+	}
 	if m.err != nil {
 		return // Create stops the machine
 	}
@@ -170,6 +177,7 @@ func (m *machine) obtain(ctx context.Context) error {
 		return err
 	}
 	m.trace.phase("prepare", preparing)
+	m.takeTurn(ctx)
 	there, err := m.goOn(ctx, spec)
 	if err != nil || there {
 		return err
@@ -355,6 +363,7 @@ func specOf(c configs.Config) (qemu.Spec, error) {
 		AIO:          qemu.AIO(h.AIO),
 		CacheDirect:  h.Cache == configs.CacheNone,
 		IOThreads:    h.IOThreads,
+		Reclaim:      h.Reclaim,
 		Vsock:        vsock.Kind(c.Vsock.Backend),
 		VsockDaemon:  daemon,
 		Virtiofsd:    virtiofsd,

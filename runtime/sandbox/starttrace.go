@@ -24,7 +24,7 @@ var steps = map[string]string{
 	"wait for start":  wholeStart, // the client's
 	"container start": wholeStart,
 
-	"spec": "create", "prepare": "create", "plan": "create", "qemu start": "create", "network": "create",
+	"spec": "create", "prepare": "create", "turn": "create", "plan": "create", "qemu start": "create", "network": "create",
 	"guest boot": "create", "agent connect": "create", "template": "create", "make unique": "create", "personalise": "create", "grow": "create", "attach": "create",
 	"volumes": "create", "container create": "create", "streams": "create",
 
