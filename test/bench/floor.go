@@ -39,7 +39,7 @@ func main() {
 func bareBoot(ctx context.Context, tree harness.Tree, accelerator string) (_ time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	dir, err := os.MkdirTemp(tree.Build("run"), "floor")
+	dir, err := tree.MakeRun("floor")
 	if err != nil {
 		return 0, err
 	}

@@ -58,6 +58,14 @@ func (t Tree) Ctr(release string) string { return t.Tool("containerd", release, 
 // MkfsErofs is the mkfs.erofs that containerd and the shim use.
 func (t Tree) MkfsErofs() string { return t.Tool("erofs-utils", "bin", "mkfs.erofs") }
 
+// MakeRun makes a new directory for files of a run, which the caller removes.
+func (t Tree) MakeRun(name string) (string, error) {
+	if err := os.MkdirAll(t.Build("run"), 0o755); err != nil {
+		return "", err
+	}
+	return os.MkdirTemp(t.Build("run"), name)
+}
+
 // QEMU is the emulator that the shim starts.
 func (t Tree) QEMU() string { return t.Tool("qemu", "usr", "bin", "qemu-system-x86_64") }
 

@@ -78,7 +78,7 @@ func measure(ctx context.Context, out string, runs int, ways bool) (err error) {
 	); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp(tree.Build("run"), "disks")
+	dir, err := tree.MakeRun("disks")
 	if err != nil {
 		return err
 	}

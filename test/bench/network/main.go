@@ -89,7 +89,7 @@ func measure(ctx context.Context, o options) (err error) {
 	); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp(tree.Build("run"), "network")
+	dir, err := tree.MakeRun("network")
 	if err != nil {
 		return err
 	}

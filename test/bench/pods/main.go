@@ -95,7 +95,7 @@ func measure(ctx context.Context, o options) (err error) {
 	if err := harness.Need("guest-image images", tree.Shim(), tree.Kernel(), tree.Initrd(), tree.Build("images", "one.tar")); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp(tree.Build("run"), "pods")
+	dir, err := tree.MakeRun("pods")
 	if err != nil {
 		return err
 	}
