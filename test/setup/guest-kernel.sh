@@ -10,10 +10,10 @@ config=$TREE/guest/kernel/config
 apt_setup stable
 apt_download stable "$out/source" linux-source-6.12/bookworm-backports
 unpack "$out/source" "$out"/source/*.deb
-mkdir "$out/work"
-tar --extract --file "$out"/source/usr/src/linux-source-6.12.tar.xz --directory "$out/work" --strip-components=1
+mkdir "$out/tree"
+tar --extract --file "$out"/source/usr/src/linux-source-6.12.tar.xz --directory "$out/tree" --strip-components=1
 rm -rf "$out/source"
-cp "$config" "$out/work/erofsvm.config"
+cp "$config" "$out/tree/erofsvm.config"
 
 # What the kernel's own tools are built with, on top of a copy of the build root.
 root=$out/root
@@ -23,7 +23,7 @@ in_root "$root" "$out/debs" sh -c 'dpkg --force-unsafe-io --install /build/*.deb
 rm -rf "$out/debs"
 
 # shellcheck disable=SC2016 # for the shell in the build root
-in_root "$root" "$out/work" bash -euo pipefail -c '
+in_root "$root" "$out/tree" bash -euo pipefail -c '
 	cd /build
 	export KBUILD_BUILD_USER=erofsvm KBUILD_BUILD_HOST=erofsvm KBUILD_BUILD_VERSION=1
 	export KBUILD_BUILD_TIMESTAMP="$(date --utc --date=@0)"
@@ -43,16 +43,16 @@ in_root "$root" "$out/work" bash -euo pipefail -c '
 	objcopy --strip-all --remove-section=.comment vmlinux vmlinux.stripped
 	make -s kernelrelease >release
 '
-version=$(cat "$out/work/release")
+version=$(cat "$out/tree/release")
 modules=$out/lib/modules/$version
 mkdir -p "$out/boot" "$modules"
-cp "$out/work/vmlinux.stripped" "$out/boot/vmlinux-$version"
-cp "$out/work/.config" "$out/boot/config-$version"
-cp "$out/work/System.map" "$out/boot/System.map-$version"
+cp "$out/tree/vmlinux.stripped" "$out/boot/vmlinux-$version"
+cp "$out/tree/.config" "$out/boot/config-$version"
+cp "$out/tree/System.map" "$out/boot/System.map-$version"
 # There is no module, and what would be one is listed as built in.
 : >"$modules/modules.dep"
-cp "$out"/work/modules.builtin "$out"/work/modules.builtin.modinfo "$modules/"
-rm -rf "$out/work" "$root"
+cp "$out"/tree/modules.builtin "$out"/tree/modules.builtin.modinfo "$modules/"
+rm -rf "$out/tree" "$root"
 for module in virtio_blk virtio_net erofs overlay ext4 vmw_vsock_virtio_transport dm-verity virtiofs; do
 	grep -q "/$module\.ko" "$modules/modules.builtin" || die "kernel $version has no $module" "add it to guest/kernel/config"
 done
