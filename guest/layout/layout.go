@@ -29,7 +29,8 @@ const (
 	StageNetwork = "network" // before the first interface
 	// StageVirtioFS is before the first share of the host's files.
 	StageVirtioFS = "virtiofs"
-	// StageMemory is once nobody waits for the boot: what gives memory back to the host.
+	// StageMemory is once the guest is ready, beside the first calls: what gives memory
+	// back to the host.
 	StageMemory = "memory"
 )
 
