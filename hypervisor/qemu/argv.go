@@ -104,7 +104,7 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		args = append(args, vsockChardev(dev)...)
 		args = append(args, "-device", "vmgenid,guid="+s.generation, "-incoming", "defer")
 	}
-	for i := range s.IOThreads {
+	for i := range s.ioThreads() {
 		args = append(args, "-object", "iothread,id="+ioThread(i))
 	}
 	args = append(args, slotDevices(s)...)
@@ -224,6 +224,16 @@ func vsockPlugged(dev vsock.Wiring, at slot) map[string]any {
 	return options
 }
 
+// ioThreads is how many threads serve the disks beside QEMU's main one. SCSI disks
+// have none: QEMU takes such a disk away while its thread may be at a request to it,
+// and dies (docs/decisions/0018-scsi-disks-in-the-main-thread.md).
+func (s Spec) ioThreads() int {
+	if s.BlockDriver == VirtioSCSI {
+		return 0
+	}
+	return s.IOThreads
+}
+
 // ioThread is the name of one of the threads that serve disks.
 func ioThread(i int) string { return fmt.Sprintf("io%d", i) }
 
@@ -232,11 +242,7 @@ func ioThread(i int) string { return fmt.Sprintf("io%d", i) }
 func slotDevices(s Spec) []string {
 	var args []string
 	if s.BlockDriver == VirtioSCSI && s.DiskSlots > 0 {
-		controller := fmt.Sprintf("virtio-scsi-pci,id=%s,bus=pcie.0,addr=%02x,disable-legacy=on", scsiController, addrSCSI)
-		if s.IOThreads > 0 {
-			controller += ",iothread=" + ioThread(0)
-		}
-		args = append(args, "-device", controller)
+		args = append(args, "-device", fmt.Sprintf("virtio-scsi-pci,id=%s,bus=pcie.0,addr=%02x,disable-legacy=on", scsiController, addrSCSI))
 	}
 	for i := range bridges(s.slotCount()) {
 		// shpc=off: Debian's cloud kernel has no driver for it; ACPI plugs. The

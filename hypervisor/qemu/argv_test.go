@@ -23,8 +23,8 @@ func TestArgv(t *testing.T) {
 	few.DiskSlots, few.KernelParams, few.Machine, few.Reclaim = 0, nil, "pc-q35-7.2", false
 	scsi := spec
 	scsi.BlockDriver = VirtioSCSI
-	threads, scsiThread := spec, scsi
-	threads.IOThreads, scsiThread.IOThreads = 2, 1
+	threads, scsiThreads := spec, scsi
+	threads.IOThreads, scsiThreads.IOThreads = 2, 2
 	nics, scsiNICs := spec, scsi
 	nics.DiskSlots, nics.NICSlots, scsiNICs.NICSlots = 31, 8, 8
 	growing := spec
@@ -42,7 +42,7 @@ func TestArgv(t *testing.T) {
 		"tcg-vhost-user":     {spec, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
 		"tcg-virtio-scsi":    {scsi, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
 		"tcg-iothreads":      {threads, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
-		"tcg-scsi-iothread":  {scsiThread, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
+		"tcg-scsi-iothreads": {scsiThreads, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
 		"tcg-nics":           {nics, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
 		"tcg-scsi-nics":      {scsiNICs, AcceleratorTCG, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},
 		"kvm-growing":        {growing, AcceleratorKVM, vsock.Wiring{Kind: vsock.VhostUser, CID: 3, SharedMemory: true}},

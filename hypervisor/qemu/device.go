@@ -19,7 +19,8 @@ const (
 	VirtioBlk BlockDriver = "virtio-blk"
 	// VirtioSCSI puts all disks on one controller, as targets 0 to 247 with
 	// one LUN 0 each. QEMU unplugs a disk at once and tells the guest
-	// afterwards (hw/scsi/virtio-scsi.c, virtio_scsi_hotunplug).
+	// afterwards (hw/scsi/virtio-scsi.c, virtio_scsi_hotunplug), so that all are
+	// served by QEMU's main thread, which also unplugs them.
 	VirtioSCSI BlockDriver = "virtio-scsi"
 )
 

@@ -118,7 +118,7 @@ func (m *Machine) reserve(id string, on BlockDriver) (*disk, error) {
 	if d.vectors = m.vectors < disksWithVectors; d.vectors {
 		m.vectors++
 	}
-	if n := m.spec.IOThreads; n > 0 && d.pci {
+	if n := m.spec.ioThreads(); n > 0 && d.pci {
 		d.thread = ioThread(int(slot) % n)
 	}
 	m.disks[id] = d

@@ -123,7 +123,7 @@ func idleSpec(t *testing.T, s Spec) Spec {
 func eachDriver(t *testing.T, test func(t *testing.T, spec func(Spec) Spec)) {
 	for name, with := range map[string]func(Spec) Spec{
 		"virtio-blk":  func(s Spec) Spec { s.BlockDriver, s.IOThreads = VirtioBlk, 2; return s },
-		"virtio-scsi": func(s Spec) Spec { s.BlockDriver, s.IOThreads = VirtioSCSI, 1; return s },
+		"virtio-scsi": func(s Spec) Spec { s.BlockDriver, s.IOThreads = VirtioSCSI, 2; return s },
 	} {
 		t.Run(name, func(t *testing.T) { test(t, with) })
 	}

@@ -101,7 +101,7 @@ type Spec struct {
 	// CacheDirect opens the files behind disks with O_DIRECT.
 	CacheDirect bool
 	// IOThreads is how many threads serve the disks, which are dealt out to them by
-	// their slots; those of virtio-scsi share the first. With 0 QEMU's main thread does.
+	// their slots. With 0 QEMU's main thread does, and always those of VirtioSCSI.
 	IOThreads int
 
 	// Vsock chooses the vsock device; empty is vsock.Auto.

@@ -32,7 +32,6 @@ var variants = []variant{
 	{"no page cache", map[string]any{"cache": "none"}},
 	{"no page cache, native", map[string]any{"cache": "none", "aio": "native"}},
 	{"virtio-scsi", map[string]any{"block_driver": "virtio-scsi"}},
-	{"virtio-scsi, iothread", map[string]any{"block_driver": "virtio-scsi", "iothreads": 1}},
 }
 
 // variantRuns bounds how often each variant has a VM of its own.
