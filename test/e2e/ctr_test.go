@@ -1,13 +1,13 @@
 package e2e
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -151,6 +151,12 @@ func resize(t *testing.T, terminal *os.File, rows, columns uint16) {
 	}
 }
 
+// sortedLines are the lines of what two streams have written to one file: they come by
+// two ways, and which of two lines comes first is nobody's promise.
+func sortedLines(text string) []string {
+	return slices.Sorted(strings.Lines(text))
+}
+
 // TestOutputGoesWhereItsURISays, and nowhere without one.
 func TestOutputGoesWhereItsURISays(t *testing.T) {
 	bed := e2etest.Newest(t)
@@ -179,7 +185,8 @@ func TestOutputGoesWhereItsURISays(t *testing.T) {
 				t.Errorf("code %d, want 3, stdout %q, stderr %q", code, stdout, stderr)
 			}
 			for path, want := range c.want {
-				if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, []byte(want)) {
+				got, err := os.ReadFile(path)
+				if err != nil || !slices.Equal(sortedLines(string(got)), sortedLines(want)) {
 					t.Errorf("%s: %q, %v, want %q", path, got, err, want)
 				}
 			}

@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/erofsvm/erofsvm/test/harness"
@@ -173,6 +174,7 @@ func TestContainerdIsKilledWhileAContainerIsCreated(t *testing.T) {
 				t.Error("ctr run succeeded with a containerd that was killed meanwhile")
 			}
 			task, err := bed.Client().TaskService().Get(ctx, &tasks.GetRequest{ContainerID: "created"})
+			err = errgrpc.ToNative(err)
 			if err != nil && !errdefs.IsNotFound(err) {
 				t.Errorf("the task in the next containerd: %v", err)
 			}
@@ -216,6 +218,7 @@ func TestContainerdIsKilledWhileAContainerIsDeleted(t *testing.T) {
 			}
 			t.Logf("the deletion: %v", <-deleted)
 			task, err := bed.Client().TaskService().Get(ctx, &tasks.GetRequest{ContainerID: c.ID})
+			err = errgrpc.ToNative(err)
 			if err != nil && !errdefs.IsNotFound(err) {
 				t.Errorf("the task in the next containerd: %v", err)
 			}
