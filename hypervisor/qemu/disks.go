@@ -32,8 +32,7 @@ type disk struct {
 	plug
 	// vectors: the device has interrupts of its own.
 	vectors bool
-	// thread serves it, by the name of an iothread; "" for QEMU's main thread, or that of
-	// its controller.
+	// thread serves it, by the name of an iothread; "" for QEMU's main thread.
 	thread string
 	// node says whether QEMU has the disk's block node, as far as it is known.
 	// Guarded by turn.
@@ -118,7 +117,7 @@ func (m *Machine) reserve(id string, on BlockDriver) (*disk, error) {
 	if d.vectors = m.vectors < disksWithVectors; d.vectors {
 		m.vectors++
 	}
-	if n := m.spec.ioThreads(); n > 0 && d.pci {
+	if n := m.spec.ioThreads(); n > 0 {
 		d.thread = ioThread(int(slot) % n)
 	}
 	m.disks[id] = d

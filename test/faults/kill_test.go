@@ -150,6 +150,17 @@ func TestAClientThatGoesAwayDuringCreate(t *testing.T) {
 	}
 }
 
+// wantTaskOrNone fails unless containerd has the task or knows that it has none.
+func wantTaskOrNone(ctx context.Context, t *testing.T, bed *e2etest.Bed, id string) {
+	t.Helper()
+	task, err := bed.Client().TaskService().Get(ctx, &tasks.GetRequest{ContainerID: id})
+	// The bare service answers with a status of gRPC.
+	if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) {
+		t.Errorf("the task in the next containerd: %v", err)
+	}
+	t.Logf("the task in the next containerd: %v, pid %d, %v", task.GetProcess().GetStatus(), task.GetProcess().GetPid(), err)
+}
+
 // TestContainerdIsKilledWhileAContainerIsCreated: the next containerd has the task
 // and can remove it, or nothing of it is left.
 func TestContainerdIsKilledWhileAContainerIsCreated(t *testing.T) {
@@ -173,12 +184,7 @@ func TestContainerdIsKilledWhileAContainerIsCreated(t *testing.T) {
 			if err := ctr.Wait(); err == nil {
 				t.Error("ctr run succeeded with a containerd that was killed meanwhile")
 			}
-			task, err := bed.Client().TaskService().Get(ctx, &tasks.GetRequest{ContainerID: "created"})
-			err = errgrpc.ToNative(err)
-			if err != nil && !errdefs.IsNotFound(err) {
-				t.Errorf("the task in the next containerd: %v", err)
-			}
-			t.Logf("the task in the next containerd: %v, pid %d, %v", task.GetProcess().GetStatus(), task.GetProcess().GetPid(), err)
+			wantTaskOrNone(ctx, t, bed, "created")
 			if err := bed.RemoveContainers(ctx); err != nil {
 				t.Error(err)
 			}
@@ -217,12 +223,7 @@ func TestContainerdIsKilledWhileAContainerIsDeleted(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Logf("the deletion: %v", <-deleted)
-			task, err := bed.Client().TaskService().Get(ctx, &tasks.GetRequest{ContainerID: c.ID})
-			err = errgrpc.ToNative(err)
-			if err != nil && !errdefs.IsNotFound(err) {
-				t.Errorf("the task in the next containerd: %v", err)
-			}
-			t.Logf("the task in the next containerd: %v, pid %d, %v", task.GetProcess().GetStatus(), task.GetProcess().GetPid(), err)
+			wantTaskOrNone(ctx, t, bed, c.ID)
 			c.Adopt(nil, nil) // their client is gone
 			if err := bed.RemoveContainers(ctx); err != nil {
 				t.Error(err)
