@@ -18,9 +18,10 @@ const (
 	// by ACPI hot-plug: an unplug waits until the guest's kernel has ejected it.
 	VirtioBlk BlockDriver = "virtio-blk"
 	// VirtioSCSI puts all disks on one controller, as targets 0 to 247 with
-	// one LUN 0 each. QEMU unplugs a disk at once and tells the guest
+	// one unit at a time each. QEMU unplugs a disk at once and tells the guest
 	// afterwards (hw/scsi/virtio-scsi.c, virtio_scsi_hotunplug), so that all are
-	// served by QEMU's main thread, which also unplugs them.
+	// served by QEMU's main thread, which also unplugs them, and that each has
+	// an address of its own.
 	VirtioSCSI BlockDriver = "virtio-scsi"
 )
 
@@ -37,9 +38,17 @@ const disksWithVectors = 64
 // attachment says where the guest finds the disk in s.
 func (b BlockDriver) attachment(s slot) hypervisor.Attachment {
 	if b == VirtioSCSI {
-		return hypervisor.Attachment{SCSI: fmt.Sprintf("%d:%d", s.target(), lun)}
+		return hypervisor.Attachment{SCSI: fmt.Sprintf("%d:%d", s.target(), s.lun())}
 	}
 	return hypervisor.Attachment{PCIPath: s.pciPath()}
+}
+
+// after is the slot that s is when its device is gone.
+func (b BlockDriver) after(s slot) slot {
+	if b == VirtioSCSI {
+		return s.nextLUN()
+	}
+	return s
 }
 
 // place names the slot in an error.
@@ -58,7 +67,7 @@ func (b BlockDriver) device(d *disk) map[string]any {
 	}
 	if b == VirtioSCSI {
 		maps.Copy(options, map[string]any{
-			"driver": "scsi-hd", "bus": scsiBus, "scsi-id": d.slot.target(), "lun": lun,
+			"driver": "scsi-hd", "bus": scsiBus, "scsi-id": d.slot.target(), "lun": d.slot.lun(),
 			// Not a disk that turns, so that the guest does not sort requests.
 			"rotation_rate": 1,
 		})

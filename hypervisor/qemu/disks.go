@@ -182,7 +182,7 @@ func (m *Machine) remove(ctx context.Context, d *disk) error {
 		if d.vectors {
 			m.vectors--
 		}
-		m.slotsFor(d.on).giveBack(d.slot, d.ready)
+		m.slotsFor(d.on).giveBack(d.on.after(d.slot), d.ready)
 	}
 	return nil
 }

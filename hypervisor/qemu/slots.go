@@ -27,8 +27,8 @@ const shareSlots = slotsPerBridge
 // it ejects once for each time, so that a second eject takes away whatever was
 // plugged in since the first (acpi_pcihp_eject_slot in hw/acpi/pcihp.c,
 // acpiphp_disable_and_eject_slot in Linux): with 20 disks coming and going it did
-// so every time. By SCSI the guest learns of the removal afterwards, and what it
-// still writes would reach the next disk there.
+// so every time. By SCSI it bounds how soon an address can be used again: luns
+// times this.
 const slotRest = 2 * time.Second
 
 // slots hands out the places for one kind of device, the one that has been free the longest
@@ -69,7 +69,7 @@ func (s *slots) giveBack(i slot, ready time.Time) {
 }
 
 // slot is a place for a device: behind PCI bridges a bridge and a device number, on
-// a SCSI bus a target.
+// a SCSI bus a target and, counted in steps of targets, a unit of it.
 type slot int
 
 func (s slot) bridge() int { return int(s) / slotsPerBridge }
@@ -85,10 +85,25 @@ func (s slot) addr() string { return fmt.Sprintf("%02x", s.device()) }
 // pciPath is how the agent protocol names it.
 func (s slot) pciPath() string { return fmt.Sprintf("%02x/%02x", addrBridge+s.bridge(), s.device()) }
 
-// lun is that of every disk on the SCSI bus. A target each, since a guest that
-// missed an event looks at LUN 0 of all targets (scsi_scan_host).
-const lun = 0
+// targets and luns are how many addresses the SCSI bus has for disks. QEMU's
+// controller has 256 targets (hw/scsi/virtio-scsi.c, VIRTIO_SCSI_MAX_TARGET), more
+// than MaxDiskSlots; units from 256 on are written in another way, which Linux reads
+// wrongly in events (drivers/scsi/virtio_scsi.c, virtscsi_handle_transport_reset).
+const (
+	targets = 256
+	luns    = 256
+)
 
-// target is the SCSI target's number. QEMU's controller has 256
-// (hw/scsi/virtio-scsi.c, VIRTIO_SCSI_MAX_TARGET), more than MaxDiskSlots.
-func (s slot) target() int { return int(s) }
+// target and lun are the address on the SCSI bus.
+func (s slot) target() int { return int(s) % targets }
+
+func (s slot) lun() int { return int(s) / targets }
+
+// nextLUN is the slot with the same target whose unit comes next, the first one
+// after the last.
+//
+// A guest that is told late that a disk is gone takes the next one at that address
+// for the disk it knows, with its size and serial, or drops it at once
+// (docs/decisions/0023-a-scsi-address-has-one-disk.md): so an address
+// that had a disk gets no other before all others of the target had one.
+func (s slot) nextLUN() slot { return (s + targets) % (targets * luns) }

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -40,6 +41,30 @@ func TestSlotHasOneNameForQEMUAndTheAgent(t *testing.T) {
 		if got := strings.Join([]string{s.bus(), s.addr(), s.pciPath()}, " "); got != want {
 			t.Errorf("slot %d is %s, want %s", s, got, want)
 		}
+	}
+}
+
+// A guest that hears late of a disk that is gone must not find another in its place.
+func TestSCSIAddressIsUsedAgainAfterAllOthersOfItsTarget(t *testing.T) {
+	s := newSlots(0, MaxDiskSlots, errNoDiskSlot)
+	seen := map[string]bool{}
+	for range luns * MaxDiskSlots {
+		got, _, err := s.take()
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := VirtioSCSI.attachment(got).SCSI
+		if seen[at] {
+			t.Fatalf("%s had a disk before, after %d addresses", at, len(seen))
+		}
+		seen[at] = true
+		s.giveBack(VirtioSCSI.after(got), time.Time{})
+	}
+	if got, _, err := s.take(); err != nil || VirtioSCSI.attachment(got).SCSI != "0:0" {
+		t.Errorf("after %d addresses comes %+v, %v, want the first", len(seen), VirtioSCSI.attachment(got), err)
+	}
+	if last := fmt.Sprintf("%d:%d", MaxDiskSlots-1, luns-1); !seen[last] {
+		t.Errorf("%s was not among them", last)
 	}
 }
 
