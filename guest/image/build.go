@@ -134,6 +134,9 @@ func readKernel(dir string, report *Report) ([]byte, error) {
 		if err := enterable(vmlinux); err != nil {
 			return nil, fmt.Errorf("%w: %s: %w", ErrNoKernel, name, err)
 		}
+		if vmlinux, err = lean(vmlinux); err != nil {
+			return nil, fmt.Errorf("%w: %s: %w", ErrNoKernel, name, err)
+		}
 		return vmlinux, nil
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("read kernel: %w", err)
@@ -145,6 +148,9 @@ func readKernel(dir string, report *Report) ([]byte, error) {
 	}
 	report.addInput(name, bzImage)
 	vmlinux, err = extractKernel(bzImage)
+	if err == nil {
+		vmlinux, err = lean(vmlinux)
+	}
 	if err != nil {
 		report.KernelFormat, report.KernelNote = FormatBzImage, err.Error()
 		return bzImage, nil

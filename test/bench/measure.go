@@ -81,7 +81,7 @@ func (b *bencher) measure(ctx context.Context, i int) error {
 // guestPart is the part of create in which the host waits for the guest.
 func guestPart(t *harness.Trace) time.Duration {
 	var sum time.Duration
-	for _, name := range []string{"personalise", "container create"} {
+	for _, name := range []string{"agent connect", "make unique", "personalise", "container create"} {
 		if p, ok := t.Phase(name); ok {
 			sum += p.Took()
 		}
