@@ -119,7 +119,10 @@ func (s *Sandbox) dismantle(ctx context.Context, c *container, m *machine, unhea
 			s.endCreated(ctx, c, m)
 		}
 		// This also writes the upper back: it is not for the VM's end to do.
-		if err := m.agent.RemoveContainer(ctx, c.id); err != nil && !errdefs.IsNotFound(err) {
+		removing := time.Now()
+		err := m.agent.RemoveContainer(ctx, c.id)
+		m.trace.phase("container remove", removing)
+		if err != nil && !errdefs.IsNotFound(err) {
 			logger.WithError(err).Error("the guest does not let go of the container: its disks stay attached until the virtual machine ends")
 			mounted = true
 		} else {

@@ -78,10 +78,11 @@ func (b *bencher) measure(ctx context.Context, i int) error {
 	return b.guestSteps(ctx, i)
 }
 
-// guestPart is the part of create in which the host waits for the guest.
+// guestPart is how long the host waits for a guest that has booted, on the way up and
+// on the way down.
 func guestPart(t *harness.Trace) time.Duration {
 	var sum time.Duration
-	for _, name := range []string{"agent connect", "make unique", "personalise", "container create"} {
+	for _, name := range []string{"agent connect", "make unique", "personalise", "container create", "container remove"} {
 		if p, ok := t.Phase(name); ok {
 			sum += p.Took()
 		}

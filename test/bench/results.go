@@ -63,7 +63,7 @@ func (r *results) finish() {
 	r.report.Host = fmt.Sprintf("%s, %s, %d CPUs.", r.image, r.accelerator, runtime.NumCPU())
 	slices.SortStableFunc(r.kib.Rows, func(x, y *figures.Row) int { return strings.Compare(x.Name, y.Name) })
 	if low := r.median(floor); low > 0 {
-		r.times.Note("QEMU exec to agent is %.2f of the floor (aim: 1.15). The host's own work is %.1f ms (aim: 300).",
+		r.times.Note("QEMU exec to agent is %.2f of the floor (aim: 1.15). The host's own work is %.1f ms (aim: 150).",
 			r.median(toAgent)/low, r.median(hostWork))
 	}
 }
