@@ -77,7 +77,7 @@ func argv(s Spec, accel Accelerator, dev vsock.Wiring) []string {
 		"-machine", s.Machine + ",memory-backend=memory,dump-guest-core=off,usb=off,sata=off,smbus=off,vmport=off",
 		"-accel", accelerate(accel),
 		"-cpu", cpu(accel),
-		"-smp", processors(s),
+		"-smp", processors(s, accel),
 		"-m", memorySize(s),
 		"-object", memory(s, dev),
 		"-rtc", "base=utc",
@@ -131,11 +131,21 @@ func accelerate(a Accelerator) string {
 
 // processors are those of one socket, since then the guest's scheduler knows
 // that they share a cache; left alone, older machine types take a socket each.
-func processors(s Spec) string {
-	if s.MaxVCPUs <= s.VCPUs {
+//
+// An emulated machine has room for two at least, of which the second one never comes: for one
+// that can have a single processor QEMU leaves out the barrier that is in a locked instruction
+// (accel/tcg/tcg-accel-ops-mttcg.c, mttcg_start_vcpu_thread; tcg/tcg-op-ldst.c,
+// GEN_ATOMIC_HELPER), and the guest's drivers then lose requests to devices that
+// other threads serve (docs/decisions/0029-an-emulated-machine-has-room-for-two-processors.md).
+func processors(s Spec, accel Accelerator) string {
+	most := max(s.MaxVCPUs, s.VCPUs)
+	if accel == AcceleratorTCG {
+		most = max(most, 2)
+	}
+	if most == s.VCPUs {
 		return strconv.Itoa(s.VCPUs)
 	}
-	return fmt.Sprintf("%d,sockets=1,cores=%d,threads=1,maxcpus=%[2]d", s.VCPUs, s.MaxVCPUs)
+	return fmt.Sprintf("%d,sockets=1,cores=%d,threads=1,maxcpus=%[2]d", s.VCPUs, most)
 }
 
 func memorySize(s Spec) string {
