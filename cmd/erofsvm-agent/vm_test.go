@@ -123,7 +123,7 @@ func startGuest(t *testing.T, options ...string) *guest {
 	// One processor, as pods have by default: under TCG a second one can lose its
 	// timer interrupts and stall the guest (seen in one of some ten boots).
 	g.start(t, qemu, slices.Concat([]string{"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max,la57=off", "-smp", "1", "-m", "512M,slots=1,maxmem=1G",
+		"-machine", "q35,accel=tcg,memory-backend=ram", "-cpu", "max,la57=off", "-smp", "1,maxcpus=2", "-m", "512M,slots=1,maxmem=1G",
 		"-object", "memory-backend-memfd,id=ram,size=512M,share=on",
 		"-kernel", filepath.Join(g.dir, image.Kernel), "-initrd", filepath.Join(g.dir, image.Initrd),
 		"-append", "console=ttyS0 panic=-1 quiet no_timer_check",

@@ -146,3 +146,24 @@ func TestNothingOfOneVMReachesTheGuestsCommandLine(t *testing.T) {
 		t.Error("two VMs of one configuration have different command lines")
 	}
 }
+
+// Without room for a second one QEMU leaves the barriers out of a guest's locked
+// instructions (decision 29).
+func TestAnEmulatedMachineHasRoomForTwoProcessors(t *testing.T) {
+	for _, c := range []struct {
+		vcpus, most int
+		accel       Accelerator
+		want        string
+	}{
+		{1, 0, AcceleratorTCG, "1,sockets=1,cores=2,threads=1,maxcpus=2"},
+		{1, 1, AcceleratorTCG, "1,sockets=1,cores=2,threads=1,maxcpus=2"},
+		{2, 0, AcceleratorTCG, "2"},
+		{1, 4, AcceleratorTCG, "1,sockets=1,cores=4,threads=1,maxcpus=4"},
+		{1, 0, AcceleratorKVM, "1"},
+		{1, 4, AcceleratorKVM, "1,sockets=1,cores=4,threads=1,maxcpus=4"},
+	} {
+		if got := processors(Spec{VCPUs: c.vcpus, MaxVCPUs: c.most}, c.accel); got != c.want {
+			t.Errorf("%d of %d with %s: -smp %s, want %s", c.vcpus, c.most, c.accel, got, c.want)
+		}
+	}
+}
