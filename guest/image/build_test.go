@@ -79,6 +79,9 @@ func TestInitrdHoldsTheContract(t *testing.T) {
 	if !slices.IsSorted(names) {
 		t.Errorf("members are not sorted, so a file can come before its directory: %q", names)
 	}
+	if "/"+names[0] != layout.Mark {
+		t.Errorf("the first member is %s: a shim will not know the image for ours", names[0])
+	}
 	if got, want := content["init"], string(read(t, options.Agent)); got != want {
 		t.Errorf("%s is not the agent", layout.Init)
 	}

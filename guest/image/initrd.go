@@ -31,6 +31,7 @@ var directories = map[string]uint64{
 func writeInitrd(w io.Writer, agent []byte, modules []Module) error {
 	console := cpio.CharDev("dev/console", 0o600, 5, 1)
 	records := []cpio.Record{
+		cpio.StaticFile(entry(layout.Mark), "", 0o444),
 		console, // the kernel opens it for the first process before devtmpfs is there
 		cpio.StaticFile(entry(layout.Init), string(agent), 0o755),
 		cpio.Directory(entry(layout.ModuleDir), 0o755),
@@ -47,7 +48,7 @@ func writeInitrd(w io.Writer, agent []byte, modules []Module) error {
 		written[m.File] = true
 		records = append(records, cpio.StaticFile(entry(path.Join(layout.ModuleDir, m.File)), string(m.data), 0o644))
 	}
-	// Sorted by name, a directory comes before what is in it.
+	// Sorted by name, a directory comes before what is in it, and the mark first.
 	sort.Slice(records, func(i, j int) bool { return records[i].Name < records[j].Name })
 
 	archive := cpio.Newc.Writer(w)

@@ -8,6 +8,10 @@ const (
 	// Init is the agent; the kernel starts it as PID 1.
 	Init = "/init"
 
+	// Mark is an empty file, and the first member of the initramfs, by which a shim
+	// knows that the agent finds disks that were there before it.
+	Mark = "/.erofsvm-guest"
+
 	// ModuleDir holds uncompressed kernel modules, flat, without the
 	// directories they have in the distribution's package.
 	ModuleDir = "/modules"

@@ -118,6 +118,8 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 		return err
 	}
 	defer plan.Close() // QEMU has its own descriptors by then
+	m.offer(ctx, c, plan)
+	defer m.early.collect(c) // before the plan is closed
 	if err := s.openStreams(ctx, c.init, m); err != nil {
 		return err
 	}
@@ -129,7 +131,10 @@ func (s *Sandbox) build(ctx context.Context, c *container, m *machine, req *Crea
 		// Its limits bind all the same, to what there is.
 		s.log.WithField("container", req.ID).WithError(err).Warn("the virtual machine is smaller than its containers' limits")
 	}
-	storages, err := m.attach(ctx, c, plan)
+	storages, there, err := m.early.collect(c)
+	if !there {
+		storages, err = m.attach(ctx, c, plan)
+	}
 	if err != nil {
 		return err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -61,11 +62,12 @@ func (m *machine) planError(err error) error {
 }
 
 // attach gives the plan's disks to the VM and returns the storages with the
-// addresses at which the guest finds them.
+// addresses at which the guest finds them. After a VM that is no more it may be called
+// again, for the next one.
 func (m *machine) attach(ctx context.Context, c *container, plan *rootfs.Plan) ([]*pb.Storage, error) {
 	begun := time.Now()
 	defer m.trace.phase("attach", begun)
-	if err := os.Mkdir(c.dir, 0o700); err != nil {
+	if err := os.Mkdir(c.dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("container's directory: %w", err)
 	}
 	places := make([]place, len(plan.Disks))

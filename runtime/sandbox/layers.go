@@ -45,6 +45,13 @@ func (n *layerNames) remove(source string) {
 	}
 }
 
+// clear forgets all disks: their VM is no more.
+func (n *layerNames) clear() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	clear(n.paths)
+}
+
 // at is the path of what lies there, "" if it is not known.
 func (n *layerNames) at(source string, partition int) string {
 	n.mu.Lock()

@@ -41,8 +41,8 @@ const seedSize = 64
 const lastWords = 3 * time.Second
 
 // machine is the VM of a sandbox with its agent. Its life is obtain →
-// personalise → attach: until it is personalised nothing in it, but for the
-// devices of its network, belongs to a pod.
+// personalise → attach: until it is personalised nothing in it, but for its
+// devices, belongs to a pod.
 type machine struct {
 	cfg configs.Config
 	identity
@@ -58,6 +58,7 @@ type machine struct {
 	watch  watcher
 	group  *hostgroup.Group // nil for none; final once the machine is ready
 	empty  emptyDirs
+	early  earlyDisks
 	wanted *template.Job // a template that there could be
 
 	ctx    context.Context // ends with the VM
@@ -124,7 +125,7 @@ func newMachine(s *Sandbox, config configs.Config, who identity) *machine {
 		net:   newPodNetwork(config, logger),
 		trace: newTrace(config.Debug.TraceDir, s.namespace, who),
 		start: s.start, lend: s.lend, died: s.died, oom: s.watchOOM,
-		ctx: ctx, cancel: cancel, ready: make(chan struct{}),
+		ctx: ctx, cancel: cancel, ready: make(chan struct{}), early: newEarlyDisks(),
 		size: size{turn: make(chan struct{}, 1)},
 	}
 }
@@ -189,6 +190,9 @@ func (m *machine) obtain(ctx context.Context) error {
 		return err
 	}
 	m.tasks.Go(func() { m.net.plug(ctx, m) })
+	if findsEarlyDisks(spec.Initrd) {
+		m.tasks.Go(func() { m.plugEarly(ctx) })
+	}
 	booted, cancel := context.WithTimeout(ctx, m.cfg.Deadlines.Agent.Std())
 	defer cancel()
 	return m.reach(booted, fmt.Sprintf("boot the guest (deadlines.agent = %s)", m.cfg.Deadlines.Agent.Std()))

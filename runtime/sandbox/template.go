@@ -94,6 +94,7 @@ func (m *machine) resume(ctx context.Context, spec qemu.Spec) error {
 	}
 	// The guest stands still, so that it finds all devices at once.
 	m.net.plug(ctx, m)
+	m.early.plug(ctx)
 	if err := m.vm.Run(ctx); err != nil {
 		return err
 	}
@@ -115,6 +116,9 @@ func (m *machine) resumeFailed(ctx context.Context, loan *template.Loan, why err
 		m.vm = nil
 	}
 	m.net.unplugged()
+	m.early.lost()
+	m.layers.clear()
+	m.trace.set(func(t *traceFile) { t.Disks = nil })
 	if ctx.Err() != nil {
 		return context.Cause(ctx) // which says nothing about the template
 	}

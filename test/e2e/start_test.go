@@ -44,6 +44,9 @@ func TestTheStartHasNoGaps(t *testing.T) {
 			t.Errorf("no span %q", name)
 		}
 	}
+	if attach, boot := names["attach"], names["guest boot"]; !attach.End.Before(boot.End) {
+		t.Errorf("the disks were there at %v, and the guest at %v", attach.End, boot.End)
+	}
 	whole, ok := names["start"]
 	if !ok || whole.Start.Before(asked) || whole.End.After(had) {
 		t.Fatalf("the start is from %v to %v, and was asked for at %v and had at %v", whole.Start, whole.End, asked, had)

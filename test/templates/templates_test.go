@@ -52,6 +52,13 @@ func TestTemplates(t *testing.T) {
 			t.Errorf("exec of QEMU to the agent: cold %v, from the template %v", a, b)
 		}
 	})
+	t.Run("with its disks before its agent", func(t *testing.T) {
+		attach, plugged := warm.trace.Phase("attach")
+		agent, answers := warm.trace.Phase("guest boot")
+		if !plugged || !answers || attach.Began()+attach.Took() > agent.Began()+agent.Took() {
+			t.Errorf("disks: %+v, the guest: %+v", attach, agent)
+		}
+	})
 	t.Run("twins are none", func(t *testing.T) {
 		macs := w.connect(t, "twin-a", "twin-b")
 		twins := w.atOnce(t, "twin-a", "twin-b")
