@@ -247,7 +247,7 @@ func askProgram(ctx context.Context, binary string) (p program, err error) {
 	}
 	for _, m := range machines {
 		for _, name := range []string{m.Name, m.Alias} {
-			if machineName.MatchString(name) {
+			if machineName().MatchString(name) {
 				p.Machines[name] = m.Name
 			}
 		}

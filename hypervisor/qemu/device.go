@@ -131,7 +131,7 @@ var errDiskID = errors.New("the ID must be 1 to 20 letters, digits and '-', and 
 
 // checkDisk refuses what QEMU must not be asked for.
 func checkDisk(d hypervisor.Disk) error {
-	if !diskID.MatchString(d.ID) {
+	if !isDiskID(d.ID) {
 		return errDiskID
 	}
 	if err := checkFormat(d); err != nil || len(d.Files) > 0 {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
+	"sync"
 	"time"
 
 	"github.com/erofsvm/erofsvm/hypervisor"
@@ -22,7 +23,13 @@ const rollbackTimeout = 10 * time.Second
 
 // diskID is what a virtio-blk serial holds (VIRTIO_BLK_ID_BYTES is 20) of what is
 // also part of QEMU's names for the device and its node.
-var diskID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]{0,19}$`)
+var diskID = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]*$`)
+})
+
+const maxDiskID = 20 // bytes
+
+func isDiskID(id string) bool { return len(id) <= maxDiskID && diskID().MatchString(id) }
 
 // disk is a disk, or a share, that has a slot. It is in Machine.disks from before
 // the first command about it until after the last one.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -226,7 +227,9 @@ func sealed(text []byte) (*os.File, error) {
 }
 
 // quoted are the strings of a descriptor; a file stands nowhere but in one.
-var quoted = regexp.MustCompile(`"[^"\n]*"?`)
+var quoted = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`"[^"\n]*"?`)
+})
 
 // checkDescriptor holds that QEMU opens nothing by path. A backing file is named
 // by parentFileNameHint, which QEMU looks for anywhere in the text.
@@ -242,7 +245,7 @@ func checkDescriptor(text []byte, names []string) error {
 		known[`"`+name+`"`] = true
 	}
 	for line := range bytes.Lines(text) {
-		for _, s := range quoted.FindAll(line, -1) {
+		for _, s := range quoted().FindAll(line, -1) {
 			if !known[string(s)] && !bytes.HasPrefix(line, []byte("createType=")) {
 				return fmt.Errorf("the descriptor names %s, which is none of the disk's files", s)
 			}

@@ -149,7 +149,7 @@ func nicDevice(n *nic, want hypervisor.NIC) map[string]any {
 
 func checkNIC(n hypervisor.NIC) error {
 	switch {
-	case !diskID.MatchString(n.ID):
+	case !isDiskID(n.ID):
 		return errors.New("the ID must be 1 to 20 letters, digits and '-', and not begin with '-'")
 	case len(n.MAC) != 6 || n.MAC[0]&1 != 0:
 		return fmt.Errorf("%q is no MAC of an interface", n.MAC)

@@ -37,7 +37,7 @@ func (m *Machine) attachShare(ctx context.Context, want hypervisor.Share) error 
 	switch {
 	case m.spec.Virtiofsd == "":
 		return fmt.Errorf("%w: mounts.bind was not \"virtiofs\" when it was started", ErrNoShares)
-	case !diskID.MatchString(want.ID):
+	case !isDiskID(want.ID):
 		return errDiskID
 	}
 	d, err := m.reserve(want.ID, VirtioBlk)

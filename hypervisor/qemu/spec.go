@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
 )
@@ -152,7 +153,9 @@ type Spec struct {
 // has made anything.
 var ErrSpec = errors.New("invalid virtual machine configuration")
 
-var machineName = regexp.MustCompile(`^(pc-)?q35(-[0-9]+\.[0-9]+)?$`)
+var machineName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(pc-)?q35(-[0-9]+\.[0-9]+)?$`)
+})
 
 // withDefaults fills in what is empty.
 func (s Spec) withDefaults() Spec {
@@ -215,7 +218,7 @@ func (s Spec) validate() error {
 			bad("cache_dir", "%v", err)
 		}
 	}
-	if !machineName.MatchString(s.Machine) {
+	if !machineName().MatchString(s.Machine) {
 		bad("hypervisor.machine", "%q is not q35 or a versioned pc-q35", s.Machine)
 	}
 	switch s.Accelerator {

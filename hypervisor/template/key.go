@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
+	"sync"
 
 	"github.com/erofsvm/erofsvm/hypervisor/qemu"
 )
@@ -13,7 +14,9 @@ import (
 // Key names a template by all that it depends on: 32 hexadecimal digits.
 type Key string
 
-var keyFormat = regexp.MustCompile(`^[0-9a-f]{32}$`)
+var keyFormat = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[0-9a-f]{32}$`)
+})
 
 // KeyOf is a pure function. encoding/json writes the fields of a struct in their
 // order and the keys of a map sorted, so that equal descriptions are equal text.
@@ -27,7 +30,7 @@ func KeyOf(d qemu.Description) (Key, error) {
 }
 
 func (k Key) check() error {
-	if !keyFormat.MatchString(string(k)) {
+	if !keyFormat().MatchString(string(k)) {
 		return fmt.Errorf("%.80q is no key of a template: 32 hexadecimal digits", string(k))
 	}
 	return nil

@@ -43,7 +43,11 @@ const (
 )
 
 // entryName is a name of an Entry: no dot, no slash, no option of mount(8).
-var entryName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]{0,63}$`)
+var entryName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9-]*$`)
+})
+
+const maxEntryName = 64 // bytes
 
 // Entry is a file or a directory of the host under the name that the guest finds
 // it by, at the root of what it mounts.
@@ -138,7 +142,7 @@ func check(cfg Config) error {
 	}
 	seen := map[string]bool{}
 	for _, e := range cfg.Entries {
-		if !entryName.MatchString(e.Name) || seen[e.Name] {
+		if len(e.Name) > maxEntryName || !entryName().MatchString(e.Name) || seen[e.Name] {
 			return fmt.Errorf("the name %q is another's, or is not letters, digits and '-'", e.Name)
 		}
 		seen[e.Name] = true

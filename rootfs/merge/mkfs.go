@@ -7,6 +7,7 @@ import (
 	"os"
 	"regexp"
 	"strconv"
+	"sync"
 
 	"github.com/erofsvm/erofsvm/rootfs/erofs"
 	"github.com/erofsvm/erofsvm/rootfs/files"
@@ -65,11 +66,13 @@ func (v version) less(w version) bool {
 
 // versionLine is how mkfs.erofs and its kin name themselves, as in
 // "mkfs.erofs (erofs-utils) 1.9.4" or "mkfs.erofs 1.7.1".
-var versionLine = regexp.MustCompile(`^mkfs\.erofs (?:\(erofs-utils\) )?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?\b`)
+var versionLine = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^mkfs\.erofs (?:\(erofs-utils\) )?(\d{1,4})\.(\d{1,4})(?:\.(\d{1,4}))?\b`)
+})
 
 func parseVersion(out []byte) (version, error) {
 	first, _, _ := bytes.Cut(out, []byte("\n"))
-	m := versionLine.FindSubmatch(first)
+	m := versionLine().FindSubmatch(first)
 	if m == nil {
 		return version{}, fmt.Errorf("says no version: %.100q", first)
 	}

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/sys/mountinfo"
@@ -57,20 +58,24 @@ func (v *Volume) HugePageName() string {
 const plugin = "volumes/kubernetes.io~empty-dir"
 
 var (
-	whole = regexp.MustCompile(`^/(.*/)?pods/[^/]+/` + plugin + `/[^/]+$`)
+	whole = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^/(.*/)?pods/[^/]+/` + plugin + `/[^/]+$`)
+	})
 	// part is where the kubelet mounts a subPath of a volume, by the names of volume
 	// and container and a number (pkg/volume/util/subpath).
-	part = regexp.MustCompile(`^(/(?:.*/)?pods/[^/]+)/volume-subpaths/([^/]+)/[^/]+/[0-9]+$`)
+	part = sync.OnceValue(func() *regexp.Regexp {
+		return regexp.MustCompile(`^(/(?:.*/)?pods/[^/]+)/volume-subpaths/([^/]+)/[^/]+/[0-9]+$`)
+	})
 )
 
 // Look says which emptyDir a bind mount with this source, an absolute path, is of;
 // nil if of none.
 func Look(source string) (*Volume, error) {
 	source = filepath.Clean(source)
-	if whole.MatchString(source) {
+	if whole().MatchString(source) {
 		return look(source, "", source)
 	}
-	m := part.FindStringSubmatch(source)
+	m := part().FindStringSubmatch(source)
 	if m == nil {
 		return nil, nil
 	}

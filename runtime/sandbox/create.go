@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/containerd/cgroups/v3"
@@ -28,7 +29,13 @@ const maxSpec = 8 << 20
 
 // identifier is what containerd accepts as an id; here it becomes a path in
 // the guest.
-var identifier = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
+var identifier = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]*$`)
+})
+
+const maxIdentifier = 128 // bytes
+
+func isIdentifier(id string) bool { return len(id) <= maxIdentifier && identifier().MatchString(id) }
 
 // Create makes a container, and the VM if this is the first one: the way of
 // one `ctr run` up to the point where the process waits for Start. It returns
@@ -214,7 +221,7 @@ var reserved = []string{"sandbox", "shared"}
 
 // admit takes a container in, with the VM that it is to run in.
 func (s *Sandbox) admit(req *CreateRequest, spec *specs.Spec, guest guestspec.Result, of membership, begun time.Time, abandon context.CancelFunc) (*container, *machine, error) {
-	if !identifier.MatchString(req.ID) || slices.Contains(reserved, req.ID) {
+	if !isIdentifier(req.ID) || slices.Contains(reserved, req.ID) {
 		return nil, nil, fmt.Errorf("container id %q: %w", req.ID, errdefs.ErrInvalidArgument)
 	}
 	c := newContainer(req.ID, req.Bundle, req.Streams, abandon)

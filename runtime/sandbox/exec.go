@@ -22,7 +22,7 @@ type ExecRequest struct {
 // Exec adds a process to a container that is created or runs. The guest hears of
 // it with Start.
 func (s *Sandbox) Exec(req *ExecRequest) error {
-	if !identifier.MatchString(req.Exec) {
+	if !isIdentifier(req.Exec) {
 		return fmt.Errorf("exec id %q: %w", req.Exec, errdefs.ErrInvalidArgument)
 	}
 	if req.Exec == req.ID {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"sync"
 	"time"
 
 	"github.com/containerd/log"
@@ -28,7 +29,9 @@ const (
 
 // guestKey is what the key of a field may be. Formatters of logs do not quote
 // keys, and the guest is not trusted.
-var guestKey = regexp.MustCompile(`^[a-z][a-z_]{0,31}$`)
+var guestKey = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^[a-z][a-z_]{0,31}$`)
+})
 
 // followLog copies the agent's log into the shim's until the VM ends. That there
 // is none is no error: another agent may not have it.
@@ -81,7 +84,7 @@ func (m *machine) logLine(line []byte) {
 		switch key {
 		case "time", "level", "msg":
 		default:
-			if guestKey.MatchString(key) {
+			if guestKey().MatchString(key) {
 				fields[key] = fmt.Sprint(value)
 			}
 		}

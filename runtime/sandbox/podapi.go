@@ -58,7 +58,7 @@ type held struct {
 // CreatePod begins to boot the VM of a pod and returns at once. The VM is the
 // pod's until StopPod, whatever containers come and go.
 func (s *Sandbox) CreatePod(req *PodRequest) error {
-	if !identifier.MatchString(req.ID) {
+	if !isIdentifier(req.ID) {
 		return fmt.Errorf("pod id %q: %w", req.ID, errdefs.ErrInvalidArgument)
 	}
 	cfg, err := configFor(req.Config, req.Annotations)

@@ -16,6 +16,7 @@ import (
 	"os"
 	"path"
 	"regexp"
+	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -32,12 +33,14 @@ const Destination = "/dev/termination-log"
 // kubelet is how the kubelet names the host's file: below the directory that a
 // container has in that of its pod, by a random number (makeMounts in
 // pkg/kubelet/kuberuntime/kuberuntime_container.go).
-var kubelet = regexp.MustCompile(`/pods/[^/]+/containers/[^/]+/[0-9a-f]{1,8}$`)
+var kubelet = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`/pods/[^/]+/containers/[^/]+/[0-9a-f]{1,8}$`)
+})
 
 // Is says whether a bind mount is of such a file. What is mounted read-only has
 // nothing to bring back.
 func Is(destination, source string, readOnly bool) bool {
-	return !readOnly && (path.Clean(destination) == Destination || kubelet.MatchString(path.Clean(source)))
+	return !readOnly && (path.Clean(destination) == Destination || kubelet().MatchString(path.Clean(source)))
 }
 
 // File is a file of the host that a message goes to.

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -16,6 +17,12 @@ const (
 
 	// maxShim is the budget of the shim's program, in bytes.
 	maxShim = 16_000_000
+	// maxInit bounds what all packages allocate before main, in bytes, maxOwnInit what
+	// one of ours does. Those of messages have to register them.
+	maxInit    = 700_000
+	maxOwnInit = 10_000
+	ours       = "github.com/erofsvm/erofsvm/"
+	generated  = ours + "agentclient/pb"
 	// shown is how many modules the table has.
 	shown = 15
 )
@@ -110,6 +117,41 @@ func TestShimFitsItsBudget(t *testing.T) {
 	}
 	if known < sum/2 || known > uint64(info.Size()) {
 		t.Errorf("modules have %d of %d bytes: packages are not recognised by their symbols", known, sum)
+	}
+}
+
+// TestShimMakesLittleBeforeMain: containerd runs the shim three times for a pod (start,
+// the one that serves, delete), and each time all its packages are made ready before
+// main: what one of them prepares there, a table or a regular expression, every start waits
+// for, page fault by page fault.
+func TestShimMakesLittleBeforeMain(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "shim")
+	goTool(t, "build", "-trimpath", "-tags", shimTags(t), "-ldflags", "-s -w -buildid=", "-o", program, shim)
+	cmd := exec.CommandContext(t.Context(), program, "-v")
+	cmd.Env = append(os.Environ(), "GODEBUG=inittrace=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var sum, packages int
+	line := regexp.MustCompile(`(?m)^init (\S+) @.* clock, (\d+) bytes, \d+ allocs$`)
+	for _, m := range line.FindAllStringSubmatch(string(out), -1) {
+		bytes, err := strconv.Atoi(m[2])
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum, packages = sum+bytes, packages+1
+		own := strings.HasPrefix(m[1], ours) && !strings.HasPrefix(m[1], generated)
+		if own && bytes > maxOwnInit {
+			t.Errorf("%s allocates %d bytes before main: do it on first use (sync.OnceValue)", m[1], bytes)
+		}
+	}
+	if packages == 0 {
+		t.Fatalf("the runtime has told of no package:\n%s", out)
+	}
+	t.Logf("%d packages allocate %d bytes before main", packages, sum)
+	if sum > maxInit {
+		t.Errorf("packages allocate %d bytes before main, more than %d", sum, maxInit)
 	}
 }
 

@@ -74,7 +74,9 @@ func (b *Buffer) Lines(n int) string {
 }
 
 // sequence is a control sequence of a terminal (ECMA-48, 5.4).
-var sequence = regexp.MustCompile(`\x1b\[[0-?]*[ -/]*[@-~]`)
+var sequence = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`\x1b\[[0-?]*[ -/]*[@-~]`)
+})
 
 // printable drops what would move a cursor, change a colour or ring a bell.
 func printable(line string) string {
@@ -83,5 +85,5 @@ func printable(line string) string {
 			return r
 		}
 		return -1
-	}, sequence.ReplaceAllString(line, ""))
+	}, sequence().ReplaceAllString(line, ""))
 }

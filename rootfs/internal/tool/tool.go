@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -63,12 +64,14 @@ func Find(name string) (State, error) {
 // number i.
 func Inherited(i int) string { return fmt.Sprintf("/proc/self/fd/%d", 3+i) }
 
-var inheritedName = regexp.MustCompile(`/proc/self/fd/\d+`)
+var inheritedName = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`/proc/self/fd/\d+`)
+})
 
 // Rename puts other names in the place of those of Inherited in what a tool
 // said. A name that other does not know stays.
 func Rename(said string, other map[string]string) string {
-	return inheritedName.ReplaceAllStringFunc(said, func(name string) string {
+	return inheritedName().ReplaceAllStringFunc(said, func(name string) string {
 		if is, ok := other[name]; ok {
 			return is
 		}
