@@ -34,20 +34,11 @@ func main() {
 `
 
 // bareBoot boots the guest's kernel in the same QEMU, with the same memory and
-// nothing to plug anything into, and returns the time from exec until its init
-// has printed a line.
-func bareBoot(ctx context.Context, tree harness.Tree, accelerator string) (_ time.Duration, err error) {
+// nothing to plug anything into, and returns the time from exec until its init,
+// that of trivialInitrd, has printed a line.
+func bareBoot(ctx context.Context, tree harness.Tree, accelerator, initrd string) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	dir, err := tree.MakeRun("floor")
-	if err != nil {
-		return 0, err
-	}
-	defer os.RemoveAll(dir)
-	initrd, err := trivialInitrd(ctx, dir)
-	if err != nil {
-		return 0, err
-	}
 	cmd := exec.CommandContext(ctx, tree.QEMU(), "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
 		"-machine", "q35", "-accel", accelerator, "-smp", "1", "-m", "512M",
 		"-kernel", tree.Kernel(), "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1 no_timer_check", "-serial", "stdio")
@@ -79,6 +70,7 @@ func bareBoot(ctx context.Context, tree harness.Tree, accelerator string) (_ tim
 	return took, nil
 }
 
+// trivialInitrd makes an initramfs of an init that says so in dir.
 func trivialInitrd(ctx context.Context, dir string) (string, error) {
 	source, program := filepath.Join(dir, "main.go"), filepath.Join(dir, "init")
 	if err := os.WriteFile(source, []byte(trivialInit), 0o644); err != nil {

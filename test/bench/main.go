@@ -61,10 +61,23 @@ func bench(ctx context.Context, out, archive string, runs int) (err error) {
 
 	r := newResults(names[0])
 	b := &bencher{c: c, tree: tree, image: names[0], results: r}
+	dir, err := tree.MakeRun("floor")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if b.trivial, err = trivialInitrd(ctx, dir); err != nil {
+		return err
+	}
 	// The first run finds out which accelerator there is, and fills the page
 	// cache; it is not counted.
 	fmt.Println("warming up")
-	if _, err := b.run(ctx, "warm-up", nil); err != nil {
+	first, err := b.run(ctx, "warm-up", nil)
+	if err != nil {
+		return err
+	}
+	r.accelerator = first.trace.Accelerator
+	if _, err := bareBoot(ctx, tree, r.accelerator, b.trivial); err != nil {
 		return err
 	}
 	for i := range runs {
@@ -76,14 +89,6 @@ func bench(ctx context.Context, out, archive string, runs int) (err error) {
 	fmt.Println("memory")
 	if err := b.memory(ctx); err != nil {
 		return err
-	}
-	for i := range runs {
-		fmt.Printf("bare boot %d of %d\n", i+1, runs)
-		took, err := bareBoot(ctx, tree, r.accelerator)
-		if err != nil {
-			return err
-		}
-		r.add(floor, took)
 	}
 	return r.write(ctx, tree, out)
 }

@@ -34,6 +34,7 @@ type bencher struct {
 	c       *harness.Containerd
 	tree    harness.Tree
 	image   string
+	trivial string // initramfs of the floor
 	results *results
 }
 
@@ -45,7 +46,7 @@ type times struct {
 }
 
 // measure takes one sample of everything: first with an empty cache, for the
-// one phase that depends on it, then as usual.
+// one phase that depends on it, then as usual, right after the floor.
 func (b *bencher) measure(ctx context.Context, i int) error {
 	if err := os.RemoveAll(filepath.Join(b.c.CacheDir(), "merge")); err != nil {
 		return err
@@ -57,11 +58,15 @@ func (b *bencher) measure(ctx context.Context, i int) error {
 	if p, ok := cold.trace.Phase("plan"); ok {
 		b.results.add(planCold, p.Took())
 	}
+	bare, err := bareBoot(ctx, b.tree, b.results.accelerator, b.trivial)
+	if err != nil {
+		return err
+	}
+	b.results.add(floor, bare)
 	warm, err := b.run(ctx, fmt.Sprintf("warm-%d", i), nil)
 	if err != nil {
 		return err
 	}
-	b.results.accelerator = warm.trace.Accelerator
 	for _, p := range warm.trace.Phases {
 		name := p.Name
 		if name == "plan" {
