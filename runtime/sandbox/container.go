@@ -19,7 +19,7 @@ type container struct {
 	id, bundle string
 	serial     int        // names its disks
 	dir        string     // own directory below the sandbox's
-	disks      []attached // written by create only
+	disks      []attached // written by its creation only
 	inGuest    bool       // the agent has the container, written by create and dismantle only
 	messages   []message  // written by create only, before the process starts
 	published  []*published
