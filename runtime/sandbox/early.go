@@ -9,9 +9,9 @@ import (
 	"github.com/erofsvm/erofsvm/rootfs"
 )
 
-// earlyDisks are those of the container that a VM is started for, which gets them before
-// it is ready, if they are planned by then: while its guest boots, or before a guest
-// that goes on from a template runs. That one needs about as long to look for one device
+// earlyDisks are those of the first container that is created while a VM starts. The VM
+// gets them before it is ready, if they are planned by then: while its guest boots, or before
+// a guest that goes on from a template runs. That one needs about as long to look for one device
 // as for all of them.
 //
 // The goroutine of the container's creation offers and collects, that of the machine
@@ -77,10 +77,10 @@ func (e *earlyDisks) collect(of *container) (given []*pb.Storage, done bool, err
 // offer lets the disks of a container be plugged in before the VM is ready, for as long
 // as ctx lives.
 func (m *machine) offer(ctx context.Context, c *container, plan *rootfs.Plan) {
-	m.early.offer(c, func(resuming context.Context) ([]*pb.Storage, error) {
+	m.early.offer(c, func(starting context.Context) ([]*pb.Storage, error) {
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(nil)
-		stop := context.AfterFunc(resuming, func() { cancel(context.Cause(resuming)) })
+		stop := context.AfterFunc(starting, func() { cancel(context.Cause(starting)) })
 		defer stop()
 		return m.attach(ctx, c, plan)
 	})
