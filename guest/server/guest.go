@@ -7,14 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/container"
+	"github.com/erofsvm/erofsvm/guest/token"
 )
 
 // guest is the service that only this agent has.
@@ -30,8 +29,8 @@ const (
 	sampleSize = 16
 )
 
-// machineID is of machine-id(5).
-var machineID = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^[0-9a-f]{32}$`) })
+// isMachineID says that s is one of machine-id(5).
+func isMachineID(s string) bool { return token.Of(s, 32, 32, token.Hex) }
 
 // Personalise makes the guest one of its own. Randomness comes first, so that
 // nothing of the rest is done with numbers that another guest has as well: the
@@ -43,9 +42,9 @@ func (g *guest) Personalise(_ context.Context, r *pb.PersonaliseRequest) (*pb.Pe
 		return nil, fmt.Errorf("a seed of %d bytes, want %d to %d: %w", len(r.GetEntropy()), minSeed, maxSeed, errdefs.ErrInvalidArgument)
 	case r.GetUnixNanos() < 0:
 		return nil, fmt.Errorf("time %d: %w", r.GetUnixNanos(), errdefs.ErrInvalidArgument)
-	case r.GetHostname() != "" && !hostname().MatchString(r.GetHostname()):
+	case r.GetHostname() != "" && !isHostname(r.GetHostname()):
 		return nil, fmt.Errorf("hostname %.80q: %w", r.GetHostname(), errdefs.ErrInvalidArgument)
-	case r.GetMachineId() != "" && !machineID().MatchString(r.GetMachineId()):
+	case r.GetMachineId() != "" && !isMachineID(r.GetMachineId()):
 		return nil, fmt.Errorf("machine id %.80q: %w", r.GetMachineId(), errdefs.ErrInvalidArgument)
 	}
 	if n := g.containers.Len(); n > 0 {

@@ -3,6 +3,7 @@ package server
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -44,4 +45,20 @@ func TestMachineIDIsReplaced(t *testing.T) {
 			t.Errorf("%q, %v", text, err)
 		}
 	}
+}
+
+func FuzzNamesAreWhatTheExpressionsSay(f *testing.F) {
+	for _, s := range []string{"", "a", "a.b", "-a", "a-", "a_b", strings.Repeat("a", 64), strings.Repeat("a", 65), strings.Repeat("0", 32), strings.Repeat("A", 32)} {
+		f.Add(s)
+	}
+	host := regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?$`)
+	machine := regexp.MustCompile(`^[0-9a-f]{32}$`)
+	f.Fuzz(func(t *testing.T, s string) {
+		if is := isHostname(s); is != host.MatchString(s) {
+			t.Errorf("%q is a hostname: %v", s, is)
+		}
+		if is := isMachineID(s); is != machine.MatchString(s) {
+			t.Errorf("%q is a machine id: %v", s, is)
+		}
+	})
 }

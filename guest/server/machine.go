@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,6 +17,7 @@ import (
 	"github.com/erofsvm/erofsvm/agentclient/streamwire"
 	"github.com/erofsvm/erofsvm/guest/container"
 	"github.com/erofsvm/erofsvm/guest/storage"
+	"github.com/erofsvm/erofsvm/guest/token"
 )
 
 // machine is what of the guest's hardware can be plugged.
@@ -103,15 +102,10 @@ func (a *agent) OnlineCPUMem(ctx context.Context, r *pb.OnlineCPUMemRequest) (*e
 	}
 }
 
-var (
-	cpuName    = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^cpu[0-9]+$`) })
-	memoryName = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^memory[0-9]+$`) })
-)
-
 // onlineCPUs brings every processor online that is not, and returns how many.
 // The first one may have no file for it, as it can never be offline.
 func (m machine) onlineCPUs() (int, error) {
-	return online(filepath.Join(m.sys, "devices/system/cpu"), cpuName(), "online", "0", "1")
+	return online(filepath.Join(m.sys, "devices/system/cpu"), "cpu", "online", "0", "1")
 }
 
 // onlineMemory brings every block of memory online that is not, and has the
@@ -122,12 +116,13 @@ func (m machine) onlineMemory() error {
 	if err := write(filepath.Join(dir, "auto_online_blocks"), "online"); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return fmt.Errorf("bring memory online: %w", err)
 	}
-	_, err := online(dir, memoryName(), "state", "offline", "online")
+	_, err := online(dir, "memory", "state", "offline", "online")
 	return err
 }
 
-// online writes on into a file of each directory below dir where it says off.
-func online(dir string, name *regexp.Regexp, file, off, on string) (int, error) {
+// online writes on into a file of each directory below dir, named kind and a number,
+// where it says off.
+func online(dir, kind, file, off, on string) (int, error) {
 	entries, err := os.ReadDir(dir)
 	if errors.Is(err, os.ErrNotExist) {
 		return 0, nil
@@ -137,7 +132,8 @@ func online(dir string, name *regexp.Regexp, file, off, on string) (int, error) 
 	}
 	came := 0
 	for _, entry := range entries {
-		if !name.MatchString(entry.Name()) {
+		number, of := strings.CutPrefix(entry.Name(), kind)
+		if !of || !token.Of(number, 1, unix.NAME_MAX, token.Digit) {
 			continue
 		}
 		path := filepath.Join(dir, entry.Name(), file)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 	"unsafe"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/storage"
+	"github.com/erofsvm/erofsvm/guest/token"
 )
 
 // Sandbox is what the guest knows of its pod: nothing, until CreateSandbox.
@@ -31,10 +31,10 @@ type Sandbox struct {
 	volumes map[string]*volume // by where they are mounted
 }
 
-// hostname is a name by RFC 1123, no longer than the kernel takes.
-var hostname = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?$`)
-})
+// isHostname says that s is a name by RFC 1123, no longer than the kernel takes.
+func isHostname(s string) bool {
+	return token.Of(s, 1, 64, token.Class(token.Alnum).Or(".-")) && token.Alnum(s[0]) && token.Alnum(s[len(s)-1])
+}
 
 const (
 	maxDNSLines = 64
@@ -70,7 +70,7 @@ func (s *Sandbox) create(ctx context.Context, name string, dns []string, shared 
 	if err != nil {
 		return err
 	}
-	if name != "" && !hostname().MatchString(name) {
+	if name != "" && !isHostname(name) {
 		return fmt.Errorf("hostname %.80q: %w", name, errdefs.ErrInvalidArgument)
 	}
 	if !s.claim() {

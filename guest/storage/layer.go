@@ -2,15 +2,14 @@ package storage
 
 import (
 	"fmt"
-	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
 	"github.com/erofsvm/erofsvm/guest/layout"
+	"github.com/erofsvm/erofsvm/guest/token"
 	"github.com/erofsvm/erofsvm/guest/uevent"
 	"github.com/erofsvm/erofsvm/guest/verity"
 )
@@ -222,10 +221,10 @@ func partitionNumber(text string) (int, error) {
 // protected reports whether any option speaks of a hash tree.
 func (s said) protected() bool { return s.verity || s.root != nil || s.offset != nil }
 
-// rootHash is a hash of one of the two lengths that package verity takes.
-var rootHash = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^([0-9a-f]{64}|[0-9a-f]{128})$`)
-})
+// isRootHash says that s is a hash of one of the two lengths that package verity takes.
+func isRootHash(s string) bool {
+	return token.Of(s, 64, 64, token.Hex) || token.Of(s, 128, 128, token.Hex)
+}
 
 // tree reads the options of a protected layer. One that is missing would leave
 // it unprotected, or protected by nobody's hash: it needs all three.
@@ -233,7 +232,7 @@ func (s said) tree() (*verity.Tree, error) {
 	switch {
 	case !s.verity || s.root == nil || s.offset == nil:
 		return nil, invalid("want all or none of the options %s, %s and %s", optVerity, optVerityRoot, optVerityOffset)
-	case !rootHash().MatchString(*s.root):
+	case !isRootHash(*s.root):
 		return nil, invalid("option %s%.140q, want 64 or 128 lower-case hexadecimal digits", optVerityRoot, *s.root)
 	}
 	offset, err := decimal(*s.offset)

@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/guest/token"
 )
 
 // Mkdir asks for a directory inside one of the layers.
@@ -21,11 +21,45 @@ type Mkdir struct {
 	UID, GID int      // owner of directories that are made; -1 leaves it
 }
 
-// directive is "{{ mount N }}/path[:mode[:uid:gid]]". A path has no colon and
-// nothing else to unquote.
-var directive = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^\{\{ ?mount ([0-9]{1,3}) ?\}\}(/[^:\x00]+)(?::([0-7]{3,4})(?::([0-9]{1,10}):([0-9]{1,10}))?)?$`)
-})
+// directive is "{{ mount N }}/path[:mode[:uid:gid]]", in its parts. A path has no
+// colon and nothing else to unquote.
+type directive struct {
+	layer, path, mode, uid, gid string // the last three may be ""
+}
+
+// readDirective holds text to that form; what its numbers mean is the caller's.
+func readDirective(text string) (d directive, ok bool) {
+	rest, ok := strings.CutPrefix(text, "{{")
+	if !ok {
+		return d, false
+	}
+	rest, ok = strings.CutPrefix(strings.TrimPrefix(rest, " "), "mount ")
+	if !ok {
+		return d, false
+	}
+	d.layer, rest, ok = strings.Cut(rest, "}}")
+	d.layer = strings.TrimSuffix(d.layer, " ")
+	if !ok || !token.Of(d.layer, 1, 3, token.Digit) {
+		return d, false
+	}
+	path, owner, has := strings.Cut(rest, ":")
+	d.path = path
+	if len(path) < 2 || path[0] != '/' || strings.IndexByte(path, 0) >= 0 {
+		return d, false
+	}
+	if !has {
+		return d, true
+	}
+	d.mode, owner, has = strings.Cut(owner, ":")
+	if !token.Of(d.mode, 3, 4, token.Octal) {
+		return d, false
+	}
+	if !has {
+		return d, true
+	}
+	d.uid, d.gid, has = strings.Cut(owner, ":")
+	return d, has && token.Of(d.uid, 1, 10, token.Digit) && token.Of(d.gid, 1, 10, token.Digit)
+}
 
 // maxMkdirs bounds what one request can make.
 const maxMkdirs = 64
@@ -52,16 +86,16 @@ func parseMkdir(text string, layers int) (Mkdir, error) {
 	refuse := func(why string) (Mkdir, error) {
 		return Mkdir{}, fmt.Errorf("%s: %w", why, errdefs.ErrInvalidArgument)
 	}
-	m := directive().FindStringSubmatch(text)
-	if m == nil {
+	m, ok := readDirective(text)
+	if !ok {
 		return refuse("want {{ mount N }}/path[:mode[:uid:gid]]")
 	}
 	d := Mkdir{Mode: 0o755, UID: -1, GID: -1}
-	d.Layer, _ = strconv.Atoi(m[1]) // at most three digits
+	d.Layer, _ = strconv.Atoi(m.layer) // at most three digits
 	if d.Layer >= layers {
 		return refuse(fmt.Sprintf("there are %d mounts", layers))
 	}
-	for _, name := range strings.Split(m[2], "/") {
+	for _, name := range strings.Split(m.path, "/") {
 		switch {
 		case name == "" || name == ".":
 		case name == "..":
@@ -75,13 +109,13 @@ func parseMkdir(text string, layers int) (Mkdir, error) {
 	if len(d.Path) == 0 {
 		return refuse("the path is the mount itself")
 	}
-	if m[3] != "" {
-		mode, _ := strconv.ParseUint(m[3], 8, 32) // at most four octal digits
+	if m.mode != "" {
+		mode, _ := strconv.ParseUint(m.mode, 8, 32) // at most four octal digits
 		d.Mode = uint32(mode)
 	}
-	if m[4] != "" {
-		uid, errUID := strconv.ParseUint(m[4], 10, 31)
-		gid, errGID := strconv.ParseUint(m[5], 10, 31)
+	if m.uid != "" {
+		uid, errUID := strconv.ParseUint(m.uid, 10, 31)
+		gid, errGID := strconv.ParseUint(m.gid, 10, 31)
 		if errUID != nil || errGID != nil {
 			return refuse("an owner above 2147483647")
 		}

@@ -2,12 +2,12 @@ package storage
 
 import (
 	"fmt"
-	"regexp"
 	"strings"
-	"sync"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
+
+	"github.com/erofsvm/erofsvm/guest/token"
 )
 
 // Options are mount options, sorted by how the kernel is told of them.
@@ -44,22 +44,57 @@ var mountAttrs = map[string]struct{ clear, set int }{
 	"defaults":    {0, 0},
 }
 
-// superOptions are the options of a filesystem that pass. Everything else is
+// superOption says that an option of a filesystem passes. Everything else is
 // refused: options can name other devices (erofs device=, ext4 journal_path=),
 // stop the kernel (errors=panic) or weaken what the layer is trusted for.
 // Documentation/filesystems/{ext4,erofs,tmpfs} of the kernel describe them, and hugetlbfs
 // Documentation/admin-guide/mm/hugetlbpage.rst.
-var superOptions = sync.OnceValue(func() map[string]*regexp.Regexp {
-	return map[string]*regexp.Regexp{
-		"ext4": regexp.MustCompile(`^(sync|async|dirsync|lazytime|nolazytime|data=(ordered|writeback|journal)|` +
-			`commit=[0-9]{1,4}|barrier|nobarrier|barrier=[01]|discard|nodiscard|delalloc|nodelalloc|` +
-			`errors=(remount-ro|continue)|user_xattr|nouser_xattr|acl|noacl|init_itable|noinit_itable|init_itable=[0-9]{1,4})$`),
-		"erofs": regexp.MustCompile(`^(lazytime|nolazytime|user_xattr|nouser_xattr|acl|noacl|cache_strategy=(disabled|readahead|readaround))$`),
+func superOption(fstype, option string) bool {
+	key, value, valued := strings.Cut(option, "=")
+	switch fstype {
+	case "ext4":
+		if !valued {
+			switch key {
+			case "sync", "async", "dirsync", "lazytime", "nolazytime", "barrier", "nobarrier", "discard", "nodiscard",
+				"delalloc", "nodelalloc", "user_xattr", "nouser_xattr", "acl", "noacl", "init_itable", "noinit_itable":
+				return true
+			}
+			return false
+		}
+		switch key {
+		case "data":
+			return value == "ordered" || value == "writeback" || value == "journal"
+		case "errors":
+			return value == "remount-ro" || value == "continue"
+		case "barrier":
+			return value == "0" || value == "1"
+		case "commit", "init_itable":
+			return token.Of(value, 1, 4, token.Digit)
+		}
+	case "erofs":
+		if !valued {
+			switch key {
+			case "lazytime", "nolazytime", "user_xattr", "nouser_xattr", "acl", "noacl":
+				return true
+			}
+			return false
+		}
+		return key == "cache_strategy" && (value == "disabled" || value == "readahead" || value == "readaround")
+	case "hugetlbfs":
 		// How large it is the pages bound that are reserved.
-		"hugetlbfs": regexp.MustCompile(`^(pagesize=[1-9][0-9]{0,11})$`),
-		"tmpfs":     regexp.MustCompile(`^(size=[1-9][0-9]{0,17}|nr_inodes=[1-9][0-9]{0,17}|mode=[0-7]{3,4}|inode64)$`),
+		return key == "pagesize" && token.Number(value, 12)
+	case "tmpfs":
+		switch key {
+		case "inode64":
+			return !valued
+		case "size", "nr_inodes":
+			return token.Number(value, 18)
+		case "mode":
+			return token.Of(value, 3, 4, token.Octal)
+		}
 	}
-})
+	return false
+}
 
 // ParseOptions holds the options of a mount of type fstype to what may pass.
 func ParseOptions(fstype string, options []string) (Options, error) {
@@ -79,8 +114,7 @@ func ParseOptions(fstype string, options []string) (Options, error) {
 			parsed.attrs = parsed.attrs&^attr.clear | attr.set
 			continue
 		}
-		pass := superOptions()[fstype]
-		if pass == nil || !pass.MatchString(o) {
+		if !superOption(fstype, o) {
 			return Options{}, fmt.Errorf("option %.64q is not allowed for %.32q: %w", o, fstype, errdefs.ErrInvalidArgument)
 		}
 		parsed.super = append(parsed.super, o)

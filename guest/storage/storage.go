@@ -13,12 +13,11 @@ package storage
 import (
 	"fmt"
 	"path/filepath"
-	"regexp"
-	"sync"
 
 	"github.com/containerd/errdefs"
 
 	"github.com/erofsvm/erofsvm/agentclient/pb"
+	"github.com/erofsvm/erofsvm/guest/token"
 	"github.com/erofsvm/erofsvm/guest/uevent"
 )
 
@@ -29,18 +28,11 @@ const Base = "/run/kata-containers"
 // (OVL_MAX_STACK, fs/overlayfs/params.h).
 const maxLowers = 500
 
-// containerID is what may become a name of a directory. It is narrower than
-// what libcontainer takes, and at most as long as a name may be for cgroups.
-//
-// Patterns are compiled when they are first used: this program starts before a
-// guest can answer, and once more for every process of a container.
-var containerID = sync.OnceValue(func() *regexp.Regexp {
-	return regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$`)
-})
-
-// CheckID refuses what may not be the id of a container or of a process.
+// CheckID refuses what may not be the id of a container or of a process, which
+// becomes the name of a directory. It takes less than libcontainer does, and nothing
+// longer than a name may be for cgroups.
 func CheckID(id string) error {
-	if !containerID().MatchString(id) {
+	if !token.Of(id, 1, 128, token.Class(token.Alnum).Or("_.-")) || !token.Alnum(id[0]) {
 		return fmt.Errorf("id %.140q: want a letter or digit, then up to 127 letters, digits, '_', '.' or '-': %w", id, errdefs.ErrInvalidArgument)
 	}
 	return nil

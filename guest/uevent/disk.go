@@ -7,6 +7,8 @@ import (
 	"sync"
 
 	"github.com/containerd/errdefs"
+
+	"github.com/erofsvm/erofsvm/guest/token"
 )
 
 // Driver says on which bus a disk is, in the words of the agent protocol.
@@ -42,26 +44,35 @@ func (d Disk) String() string {
 	return name
 }
 
-// Patterns are compiled when they are first used: that costs a start nothing.
-var (
-	// pciPath is one or more slots in hexadecimal from the root bus to the
-	// device, each with an optional function.
-	pciPath = sync.OnceValue(func() *regexp.Regexp {
-		return regexp.MustCompile(`^[0-9a-f]{2}(\.[0-7])?(/[0-9a-f]{2}(\.[0-7])?){0,7}$`)
-	})
-	// scsiAddress is a target and a unit, in decimal. virtio-scsi has 256 and
-	// 16384 of them (Virtual I/O Device specification 1.2, 5.6.6.1).
-	scsiAddress = sync.OnceValue(func() *regexp.Regexp {
-		return regexp.MustCompile(`^(0|[1-9][0-9]{0,2}):(0|[1-9][0-9]{0,4})$`)
-	})
-)
+// maxSteps bounds how far a disk is from the root bus.
+const maxSteps = 8
+
+// isPCIPath says that s is one or more slots in hexadecimal from the root bus to the
+// device, each with an optional function.
+func isPCIPath(s string) bool {
+	steps := 0
+	for step := range strings.SplitSeq(s, "/") {
+		slot, function, has := strings.Cut(step, ".")
+		if steps++; steps > maxSteps || !token.Of(slot, 2, 2, token.Hex) || has && !token.Of(function, 1, 1, token.Octal) {
+			return false
+		}
+	}
+	return true
+}
+
+// scsiAddress is a target and a unit, in decimal. virtio-scsi has 256 and 16384 of
+// them (Virtual I/O Device specification 1.2, 5.6.6.1). It is compiled when it is
+// first used: that costs a start nothing.
+var scsiAddress = sync.OnceValue(func() *regexp.Regexp {
+	return regexp.MustCompile(`^(0|[1-9][0-9]{0,2}):(0|[1-9][0-9]{0,4})$`)
+})
 
 // Check refuses, with errdefs.ErrInvalidArgument, what names no disk that could
 // be.
 func (d Disk) Check() error {
 	switch d.Driver {
 	case Block:
-		if !pciPath().MatchString(d.Source) {
+		if !isPCIPath(d.Source) {
 			return fmt.Errorf("source %.64q is not a PCI path like \"02/00\": %w", d.Source, errdefs.ErrInvalidArgument)
 		}
 	case SCSI:

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -237,4 +238,16 @@ func TestWaitForAnEventEndsWithItsContextOrItsSocket(t *testing.T) {
 	if _, err := events.Next(t.Context()); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("after Close: %v", err)
 	}
+}
+
+func FuzzPCIPathsAreWhatTheExpressionSays(f *testing.F) {
+	for _, s := range []string{"", "02", "02/00", "02.1/1f.7", "2", "02/", "/02", "02.", "02.8", "02..1", "0G", "01/02/03/04/05/06/07/08", "01/02/03/04/05/06/07/08/09"} {
+		f.Add(s)
+	}
+	like := regexp.MustCompile(`^[0-9a-f]{2}(\.[0-7])?(/[0-9a-f]{2}(\.[0-7])?){0,7}$`)
+	f.Fuzz(func(t *testing.T, s string) {
+		if is := isPCIPath(s); is != like.MatchString(s) {
+			t.Errorf("%q is a PCI path: %v", s, is)
+		}
+	})
 }
