@@ -169,18 +169,20 @@ func cpu(accel Accelerator) string {
 }
 
 // memory is the guest's. Only shared memory is a file that a vhost-user daemon can
-// map. What needs not be shared is, in a template, a file that all can map who go on
-// from it, each for itself: with "rom=off", what is written to is a copy of the page
-// (QEMU's docs of memory-backend-file). The file is one that QEMU inherits, since it
-// takes no other descriptors here.
+// map. A template's is a file that all can map who go on from it, each for itself: with
+// "rom=off", what is written to is a copy of the page (QEMU's docs of
+// memory-backend-file). Who has to share it has a copy of that file. Only what has a
+// name can be left out of a VM's state (migration/ram.c, migrate_ram_is_ignored), so a
+// copy is no memory-backend-memfd, although it is in one. The file is one that QEMU
+// inherits, since it takes no other descriptors here.
 func memory(s Spec, dev vsock.Wiring) string {
 	size := fmt.Sprintf("id=memory,size=%dM", s.MemoryMiB)
 	file := fmt.Sprintf("memory-backend-file,%s,mem-path=/proc/self/fd/%d", size, fdMemory)
 	switch {
+	case s.role() == template, s.role() == resumes && sharedMemory(s, dev):
+		return file + ",share=on"
 	case sharedMemory(s, dev):
 		return backendType(true) + "," + size + ",share=on"
-	case s.role() == template:
-		return file + ",share=on"
 	case s.role() == resumes:
 		return file + ",share=off,readonly=on,rom=off"
 	}

@@ -16,20 +16,8 @@ import (
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
 )
 
-// How VMs are saved; a change to one makes other templates.
-const (
-	// schemeCopy has memory in the state, for each that goes on to read.
-	schemeCopy = "mapped-ram 1"
-	// schemeMap has it in a file of its own, for each to map.
-	schemeMap = "ignore-shared 1"
-)
-
-func schemeOf(shared bool) string {
-	if shared {
-		return schemeCopy
-	}
-	return schemeMap
-}
+// scheme is how VMs are saved; a change to it makes other templates.
+const scheme = "ignore-shared 2"
 
 // programTimeout is for a QEMU without a machine to answer.
 const programTimeout = 10 * time.Second
@@ -54,9 +42,6 @@ type Description struct {
 	// Vsock is the kind of device that is plugged in afterwards.
 	Vsock vsock.Kind `json:"vsock"`
 }
-
-// MapsMemory says that Save writes the memory of such a VM to a file of its own.
-func (d Description) MapsMemory() bool { return d.Scheme == schemeMap }
 
 // FileIdentity tells a file from another one, and from itself after a change.
 type FileIdentity struct {
@@ -105,7 +90,7 @@ func describe(ctx context.Context, spec Spec) (d Description, s Spec, err error)
 	}
 
 	wiring := wiringOf(s.Vsock)
-	d = Description{Scheme: schemeOf(sharedMemory(s, wiring)), QEMU: program.Version, Vsock: s.Vsock}
+	d = Description{Scheme: scheme, QEMU: program.Version, Vsock: s.Vsock}
 	saved := s
 	saved.saving, saved.generation = true, noGeneration
 	d.Arguments = argv(saved, s.decided.Accelerator, wiring)

@@ -60,6 +60,7 @@ type Machine struct {
 	serving chan struct{}
 	failed  chan error // holds the first reason to end the VM that a task has found
 	growth  growth
+	ram     *ramCopy // during the start of a VM whose memory is a copy
 
 	mu      sync.Mutex // guards what follows; never held over I/O
 	timings Timings
@@ -152,6 +153,11 @@ func (m *Machine) start(ctx context.Context) (err error) {
 	}
 	phase(&m.timings.Probe)
 
+	memory, err := m.memoryFile(wiringOf(m.spec.Vsock.Resolve()))
+	if err != nil {
+		return err
+	}
+	defer func() { m.ram.close() }()
 	said := newLineSeen(templateReady)
 	if m.vsock, err = m.openVsock(ctx, said); err != nil {
 		return err
@@ -160,10 +166,7 @@ func (m *Machine) start(ctx context.Context) (err error) {
 
 	wiring := m.vsock.Wiring()
 	m.growth.shared = sharedMemory(m.spec, wiring)
-	inherited, err := m.inherited(wiring)
-	if err == nil {
-		m.proc, err = launchIn(m.spec.NetNS, said, m.spec.Binary, argv(m.spec, m.accel.Accelerator, wiring), inherited...)
-	}
+	m.proc, err = launchIn(m.spec.NetNS, said, m.spec.Binary, argv(m.spec, m.accel.Accelerator, wiring), wiring.File, memory)
 	m.vsock.Release()
 	if err != nil {
 		return err

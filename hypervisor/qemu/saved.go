@@ -6,25 +6,20 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"os"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/erofsvm/erofsvm/hypervisor/internal/child"
 	"github.com/erofsvm/erofsvm/hypervisor/vsock"
 )
 
-// A VM can be booted once, saved, and gone on with in any number of others, in one of
-// two ways. Where a daemon needs the guest's memory (sharedMemory), memory and
-// the devices' state are in one file ("mapped-ram" of QEMU 9.0): pages have their
-// places in it, those of zeros are holes, and a VM that goes on reads the file into
-// memory of its own. Elsewhere the guest that is saved has its memory in a file, which
-// is left out of the state ("x-ignore-shared"), and which those that go on map: they
-// read nothing, and have in common what none of them writes to.
+// A VM can be booted once, saved, and gone on with in any number of others. The guest
+// that is saved has its memory in a file, which is left out of what QEMU writes of it
+// ("x-ignore-shared"). Those that go on map that file: they read nothing, and have in
+// common what none of them writes to. Where a daemon needs a guest's memory
+// (sharedMemory) that cannot be, and each has a copy of it, made while its QEMU starts.
 //
 // A vsock device cannot be saved, since a daemon has a part of its state. So a
 // template has none; whoever goes on from it gets one plugged in.
@@ -32,7 +27,7 @@ import (
 // ErrNotSavable is wrapped when VMs cannot be saved or gone on with here.
 var ErrNotSavable = errors.New("virtual machines cannot be saved")
 
-// oldestSaving is the first QEMU that has mapped-ram and "exit-on-error".
+// oldestSaving is the first QEMU that has "exit-on-error".
 var oldestSaving = release{9, 1}
 
 // noGeneration is the generation of every template.
@@ -64,8 +59,8 @@ func (s Spec) role() role {
 // Saved is a saved VM, or where one is to be written. The files stay the caller's.
 type Saved struct {
 	State *os.File
-	// Memory is set where Description.MapsMemory says so. It must be on a disk: on a
-	// tmpfs every page would be there for good that a VM only looks at.
+	// Memory must be on a disk: on a tmpfs every page would be there for good that a VM
+	// only looks at.
 	Memory *os.File
 }
 
@@ -99,34 +94,10 @@ func Save(ctx context.Context, spec Spec, to Saved) (err error) {
 	if err := m.save(ctx, to.State); err != nil {
 		return fmt.Errorf("save virtual machine: %w%s", gone(err), m.proc.tails())
 	}
-	if to.Memory == nil {
-		return nil
-	}
 	if err := digHoles(to.Memory); err != nil {
 		return fmt.Errorf("save virtual machine: %w", err)
 	}
 	return nil
-}
-
-// digHoles frees what of a file is zeros, without a change to its content: of a guest
-// that has tidied up that is most of its memory.
-func digHoles(f *os.File) error {
-	const block = 64 << 10
-	zeros, buf := make([]byte, block), make([]byte, block)
-	for at := int64(0); ; at += block {
-		n, err := f.ReadAt(buf, at)
-		if n > 0 && bytes.Equal(buf[:n], zeros[:n]) {
-			if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, at, int64(n)); err != nil {
-				return &os.PathError{Op: "fallocate", Path: f.Name(), Err: err}
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
 }
 
 func (m *Machine) save(ctx context.Context, to *os.File) error {
@@ -151,11 +122,7 @@ func (m *Machine) load(ctx context.Context) error {
 func (m *Machine) migrate(ctx context.Context, command string, file *os.File, options map[string]any) error {
 	ends := m.proc.monitor.Subscribe("MIGRATION")
 	defer ends.Close()
-	how := "mapped-ram"
-	if !m.growth.shared {
-		how = "x-ignore-shared"
-	}
-	capabilities := []map[string]any{{"capability": how, "state": true}, {"capability": "events", "state": true}}
+	capabilities := []map[string]any{{"capability": "x-ignore-shared", "state": true}, {"capability": "events", "state": true}}
 	if err := m.proc.monitor.Execute(ctx, "migrate-set-capabilities", map[string]any{"capabilities": capabilities}, nil); err != nil {
 		return err
 	}
@@ -202,6 +169,11 @@ func (m *Machine) whyNot(ctx context.Context, command string) error {
 
 // resume makes a VM that goes on from a template complete; its guest does not run yet.
 func (m *Machine) resume(ctx context.Context) error {
+	// A device looks at the guest's memory when its state is loaded (hw/virtio/virtio.c,
+	// virtio_load).
+	if err := m.ram.wait(ctx); err != nil {
+		return err
+	}
 	if err := m.load(ctx); err != nil {
 		return fmt.Errorf("load %s: %w", m.spec.From.State.Name(), err)
 	}
@@ -228,17 +200,23 @@ func (m *Machine) Run(ctx context.Context) error {
 	return nil
 }
 
-// inherited are the files that QEMU has from its start besides its monitor and console.
-// nil is for a number that it has no use for.
-func (m *Machine) inherited(wiring vsock.Wiring) ([]*os.File, error) {
-	memory := m.spec.into
+// memoryFile is what the guest's memory is in, nil where QEMU has it to itself. A copy
+// that has begun is m.ram.
+func (m *Machine) memoryFile(wiring vsock.Wiring) (file *os.File, err error) {
+	file = m.spec.into
 	if m.spec.role() == resumes {
-		memory = m.spec.From.Memory
+		file = m.spec.From.Memory
 	}
-	if shared := sharedMemory(m.spec, wiring); m.spec.role() != boots && shared != (memory == nil) {
-		return nil, fmt.Errorf("%w: a virtual machine whose memory is shared (%v) has a file for its memory (%v)", ErrNotSavable, shared, memory != nil)
+	if m.spec.role() != boots && file == nil {
+		return nil, fmt.Errorf("%w: there is no file of the guest's memory", ErrNotSavable)
 	}
-	return []*os.File{wiring.File, memory}, nil
+	if m.spec.role() == resumes && sharedMemory(m.spec, wiring) {
+		if m.ram, err = copyRAM(file, int64(m.spec.MemoryMiB)<<20); err != nil {
+			return nil, fmt.Errorf("memory of the guest: %w", err)
+		}
+		file = m.ram.file
+	}
+	return file, nil
 }
 
 // noVsock stands for the vsock device of a template, which has none: what its guest

@@ -119,15 +119,13 @@ func write(ctx context.Context, dir string, save Save, m *Manifest) (err error) 
 	if to.State, err = os.OpenFile(filepath.Join(dir, stateFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
 		return err
 	}
-	if m.Depends.MapsMemory() {
-		if to.Memory, err = os.OpenFile(filepath.Join(dir, memoryFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
-			return err
-		}
+	if to.Memory, err = os.OpenFile(filepath.Join(dir, memoryFile), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
+		return err
 	}
 	if err := save(ctx, filepath.Join(dir, vmDir), to); err != nil {
 		return err
 	}
-	if m.Bytes, err = finish(to.State); err == nil && to.Memory != nil {
+	if m.Bytes, err = finish(to.State); err == nil {
 		m.Memory, err = finish(to.Memory)
 	}
 	return err
@@ -271,10 +269,8 @@ func (s Store) info(key Key) (Info, error) {
 	if err := unix.Fstat(int(saved.State.Fd()), &state); err != nil {
 		return Info{}, os.NewSyscallError("fstat", err)
 	}
-	if saved.Memory != nil {
-		if err := unix.Fstat(int(saved.Memory.Fd()), &memory); err != nil {
-			return Info{}, os.NewSyscallError("fstat", err)
-		}
+	if err := unix.Fstat(int(saved.Memory.Fd()), &memory); err != nil {
+		return Info{}, os.NewSyscallError("fstat", err)
 	}
 	info := Info{Manifest: m, Disk: (state.Blocks + memory.Blocks) * 512, Used: time.Unix(state.Mtim.Unix())}
 	if f, err := os.Lstat(s.failures(key)); err == nil {

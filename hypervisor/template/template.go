@@ -130,7 +130,7 @@ func (s Store) open(key Key) (m Manifest, saved qemu.Saved, err error) {
 		return m, saved, fmt.Errorf("%w: %s of %s: %w", ErrNone, manifestFile, key, err)
 	}
 	saved.State, err = dir.Open(stateFile)
-	if err == nil && m.Memory > 0 {
+	if err == nil {
 		saved.Memory, err = dir.Open(memoryFile)
 	}
 	if err != nil {
@@ -149,11 +149,10 @@ func closeSaved(saved qemu.Saved) error {
 	return errors.Join(errs...)
 }
 
-// whole holds files to what was written. That there is one of memory wherever it is
-// mapped follows from the key.
+// whole holds files to what was written.
 func whole(saved qemu.Saved, m Manifest) error {
 	err := ofSize(saved.State, m.Bytes)
-	if err == nil && m.Memory > 0 {
+	if err == nil {
 		err = ofSize(saved.Memory, m.Memory)
 	}
 	return err

@@ -23,7 +23,7 @@ var update = flag.Bool("update", false, "write the golden file anew")
 // described is a description that differs with n.
 func described(n int) qemu.Description {
 	return qemu.Description{
-		Scheme: "mapped-ram 1", Kernel: "6.12.0", CPU: map[string]string{"model name": "A", "flags": "fpu vme", "microcode": "0x1"},
+		Scheme: "ignore-shared 2", Kernel: "6.12.0", CPU: map[string]string{"model name": "A", "flags": "fpu vme", "microcode": "0x1"},
 		QEMU:      "10.0.2 (Debian)",
 		Files:     []qemu.FileIdentity{{Path: "/usr/bin/qemu-system-x86_64", Device: 1, Inode: 2, Size: 3, Changed: "4.000000005", Written: "6.000000007"}},
 		Arguments: []string{"-machine", "pc-q35-10.0", "-m", fmt.Sprint(n)},
@@ -91,10 +91,13 @@ func newStore(t *testing.T) Store {
 }
 
 // saves is what writes a state of so many bytes.
+// memorySize is that of the guests, in bytes.
+const memorySize = 1 << 20
+
 func saves(text string) Save {
 	return func(_ context.Context, _ string, to qemu.Saved) error {
 		_, err := to.State.WriteString(text)
-		return err
+		return errors.Join(err, to.Memory.Truncate(memorySize))
 	}
 }
 
@@ -185,46 +188,20 @@ func TestWhatWasBuiltIsLent(t *testing.T) {
 	}
 }
 
-// mapped is a description of a VM whose memory is a file of its own.
-func mapped(t *testing.T) (qemu.Description, Key) {
-	t.Helper()
-	d := described(1)
-	d.Scheme = "ignore-shared 1"
-	if !d.MapsMemory() || described(1).MapsMemory() {
-		t.Fatal("the scheme has another name")
-	}
-	key, err := KeyOf(d)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return d, key
-}
-
-func savesMemory(_ context.Context, _ string, to qemu.Saved) error {
-	_, err := to.State.WriteString("state")
-	return errors.Join(err, to.Memory.Truncate(1<<20))
-}
-
 func TestMemoryIsAFileOfItsOwn(t *testing.T) {
 	s := newStore(t)
-	d, key := mapped(t)
-	if err := s.Build(t.Context(), d, savesMemory); err != nil {
-		t.Fatal(err)
-	}
+	key := build(t, s, 1)
 	loan := borrow(t, s, key)
-	if info, err := loan.Memory.Stat(); err != nil || info.Size() != 1<<20 || info.Mode().Perm() != 0o400 {
+	if info, err := loan.Memory.Stat(); err != nil || info.Size() != memorySize || info.Mode().Perm() != 0o400 {
 		t.Errorf("%+v, %v", info, err)
 	}
 	if _, err := loan.Memory.WriteAt([]byte("x"), 0); err == nil {
 		t.Error("it can be written to")
 	}
-	if borrow(t, s, build(t, s, 2)).Memory != nil {
-		t.Error("one that has none has one")
-	}
 	if err := s.Remove(key); err != nil {
 		t.Error(err)
 	}
-	if left := names(t, s); len(left) != 1 {
+	if left := names(t, s); len(left) != 0 {
 		t.Errorf("left: %v", left)
 	}
 }
@@ -236,18 +213,12 @@ func TestMemoryThatIsNotWholeIsNotLent(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newStore(t)
-			d, key := mapped(t)
-			if err := s.Build(t.Context(), d, savesMemory); err != nil {
-				t.Fatal(err)
-			}
+			key := build(t, s, 1)
 			if err := errors.Join(os.Chmod(filepath.Join(s.Dir, string(key)), 0o700), spoil(filepath.Join(s.Dir, string(key)))); err != nil {
 				t.Fatal(err)
 			}
 			wantNone(t, s, key, "")
-			if err := s.Build(t.Context(), d, savesMemory); err != nil {
-				t.Fatal(err)
-			}
-			borrow(t, s, key)
+			borrow(t, s, build(t, s, 1))
 		})
 	}
 }
