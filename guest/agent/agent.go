@@ -82,13 +82,14 @@ func Run(began time.Time) error {
 	copies := filepath.Join(storage.Base, container.Copies)
 	sockets := files.NewSockets(copies)
 	containers.OnRemoval(sockets.Close)
-	calls, err := server.New(server.Config{
+	config := server.Config{
 		Containers: containers,
 		Sandbox:    &server.Sandbox{Base: storage.Base, System: system},
 		Network:    network.New(demand),
 		Log:        log,
 		Ready:      ready,
-	})
+	}
+	calls, err := server.New(config)
 	if err != nil {
 		return err
 	}
@@ -120,7 +121,7 @@ func Run(began time.Time) error {
 		if err := demand.Load(ctx, layout.StageMemory); err != nil {
 			log.Warn("memory that the guest frees stays the guest's", "error", err.Error())
 		}
-		settled <- guest{console, demand}
+		settled <- guest{console, demand, config}
 	}()
 
 	boot.ReapOrphans(ctx.Done())

@@ -13,6 +13,7 @@ import (
 	"github.com/erofsvm/erofsvm/guest/agentlog"
 	"github.com/erofsvm/erofsvm/guest/boot"
 	"github.com/erofsvm/erofsvm/guest/layout"
+	"github.com/erofsvm/erofsvm/guest/server"
 	"github.com/erofsvm/erofsvm/guest/uevent"
 )
 
@@ -44,12 +45,16 @@ func announce(lines *agentlog.Log, settled <-chan guest) {
 type guest struct {
 	console io.Writer
 	modules *boot.Demand
+	calls   server.Config
 }
 
 // serveAsTemplate says that the guest can be saved, and dials in what comes of it.
 func (g guest) serveAsTemplate(events *uevent.Events) error {
 	// Nearly every pod has a network; loaded here, it costs none of them time.
 	if err := g.modules.Load(context.Background(), layout.StageNetwork); err != nil {
+		return err
+	}
+	if err := server.Rehearse(context.Background(), g.calls); err != nil {
 		return err
 	}
 	if err := boot.Tidy(); err != nil {

@@ -184,3 +184,36 @@ func TestExecIDOfTheContainerItself(t *testing.T) {
 		}
 	}
 }
+
+// What is rehearsed leaves a guest as it was: without a sandbox and a container.
+func TestRehearsalChangesNothing(t *testing.T) {
+	base := t.TempDir()
+	ready := make(chan struct{})
+	close(ready)
+	var log bytes.Buffer
+	c := Config{
+		Containers: container.NewManager(container.Dirs{Base: base, State: t.TempDir()}, storage.System{}),
+		Sandbox:    &Sandbox{Base: base},
+		Log:        slog.New(slog.NewTextHandler(&log, nil)),
+		Ready:      ready,
+	}
+	for range 2 {
+		if err := Rehearse(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if left, err := os.ReadDir(base); len(left) != 0 || err != nil {
+		t.Errorf("left in %s: %v, %v", base, left, err)
+	}
+	if n := c.Containers.Len(); n != 0 || !c.Sandbox.claim() || log.Len() != 0 {
+		t.Errorf("%d containers, the log: %q", n, log.String())
+	}
+}
+
+func TestRehearsalEndsWithItsContext(t *testing.T) {
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if err := Rehearse(ended, Config{Containers: container.NewManager(container.Dirs{}, storage.System{}), Sandbox: &Sandbox{}}); err == nil {
+		t.Error("without an answer it is no rehearsal")
+	}
+}
