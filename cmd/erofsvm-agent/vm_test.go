@@ -68,8 +68,7 @@ func run(t *testing.T, env []string, name string, args ...string) {
 	}
 }
 
-// buildAgent builds the agent as the guest image has it: with seccomp where
-// the set-up has brought the library.
+// buildAgent builds the agent as the Makefile does for the guest image.
 func buildAgent(t *testing.T, dir string) string {
 	t.Helper()
 	// go test takes an old result for one of today unless it saw the test look at
@@ -79,13 +78,9 @@ func buildAgent(t *testing.T, dir string) string {
 		t.Fatal(err)
 	}
 	agent := filepath.Join(dir, "erofsvm-agent")
-	env, tags := []string{"CGO_ENABLED=1"}, "netgo osusergo runc_nocriu"
-	if finder := toolPath("seccomp/pkg-config"); fileExists(finder) {
-		// The folder of the library too, for the reason that the Makefile has.
-		env = append(env, "PKG_CONFIG="+finder, "CGO_LDFLAGS=-O2 -g -L"+filepath.Join(filepath.Dir(finder), "lib"))
-		tags += " seccomp"
-	}
-	run(t, env, "go", "build", "-trimpath", "-tags", tags, "-ldflags", "-s -w -extldflags -static", "-o", agent, ".")
+	env := []string{"CGO_ENABLED=1", "CC=" + tool(t, "musl/bin/musl-gcc"), "PKG_CONFIG=" + tool(t, "seccomp/pkg-config")}
+	run(t, env, "go", "build", "-trimpath", "-tags", "netgo osusergo seccomp",
+		"-ldflags", "-s -w -funcalign=16 -extldflags -static -buildid=", "-o", agent, ".")
 	return agent
 }
 

@@ -3,8 +3,9 @@
 # Sourced by part scripts after lib.sh. The system's sources, lists and dpkg
 # database are read (for the mirror's address) and never changed.
 #
-# Two groups of suites, so that a part fetches only the lists it needs:
+# Groups of suites, so that a part fetches only the lists it needs:
 #   stable   bookworm, -updates, -security (if the machine has it), -backports
+#   source   bookworm, source
 #   sid      sid, binary and source
 
 APT_RELEASE=bookworm
@@ -38,6 +39,7 @@ apt_setup() {
 			[ -z "$security" ] || apt_source deb "$security" "$APT_RELEASE-security"
 		} >"$dir/sources.list.new"
 		;;
+	source) apt_source deb-src "$mirror" "$APT_RELEASE" >"$dir/sources.list.new" ;;
 	sid)
 		{
 			apt_source deb "$mirror" sid

@@ -1,14 +1,34 @@
 #!/bin/bash
-# libseccomp as the static agent links it: its headers and its archive out of the
-# build root, and nothing else of it, as that has a libc of its own. cgo asks
-# pkg-config for the library, so there is one that knows this library alone.
+# libseccomp as the static agent links it: Debian's source of it, built with musl in the
+# build root, and put beside a pkg-config for cgo, which knows this library alone.
 . "$(dirname "$0")/lib.sh"
+. "$(dirname "$0")/apt.sh"
 out=${2:?}
-root=$TOOLS/buildroot
 
-mkdir "$out/include" "$out/lib"
-cp "$root"/usr/include/seccomp.h "$root"/usr/include/seccomp-syscalls.h "$out/include/"
-cp "$root"/usr/lib/x86_64-linux-gnu/libseccomp.a "$out/lib/"
+apt_setup source
+apt_setup stable
+work=$out/work
+mkdir "$work"
+(cd "$work" && apt-get -c "$TOOLS/apt/source/apt.conf" -qq --download-only source "libseccomp/$APT_RELEASE")
+version=$(sed -n 's/^Version: //p' "$work"/*.dsc | tail -n 1)
+apt_download stable "$work/debs" "gperf/$APT_RELEASE" # makes a table of the names of system calls
+unpack "$work/gperf" "$work"/debs/*.deb
+cp -r "$TOOLS/musl" "$work/musl"
+# shellcheck disable=SC2016 # for the shell in the build root
+in_root "$TOOLS/buildroot" "$work" bash -euc '
+	cd /build
+	PATH=/build/gperf/usr/bin:$PATH
+	dpkg-source --no-check --extract *.dsc src
+	cd src
+	./configure --quiet --prefix=/ --disable-shared --enable-static CC=/build/musl/bin/musl-gcc LDFLAGS=-static \
+		CFLAGS="-O2 -ffile-prefix-map=/build/src=."
+	make -C include -s install DESTDIR=/build/install
+	make -C src -s -j"$(nproc)" install-libLTLIBRARIES DESTDIR=/build/install
+'
+cp -r "$work/install/include" "$out/include"
+mkdir "$out/lib"
+cp "$work/install/lib/libseccomp.a" "$out/lib/"
+rm -rf "$work"
 cat >"$out/pkg-config" <<'ANSWER'
 #!/bin/sh
 # Answers cgo, which asks for libseccomp.
@@ -20,4 +40,4 @@ case " $* " in
 esac
 ANSWER
 chmod 0755 "$out/pkg-config"
-dpkg-query --admindir="$root/var/lib/dpkg" --show --showformat='${Version}\n' libseccomp-dev >"$out/version"
+printf '%s\n' "$version" >"$out/version"

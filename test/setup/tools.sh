@@ -34,7 +34,8 @@ part virtiofsd virtiofsd "virtiofsd.sh" "patchelf"
 part base base "base.sh" "patchelf"
 part buildroot buildroot "buildroot.sh base.sh" "base"
 part erofs-utils erofs-utils "erofs-utils.sh buildroot.sh base.sh" "buildroot"
-part seccomp seccomp "seccomp.sh buildroot.sh base.sh" "buildroot"
+part musl musl "musl.sh buildroot.sh base.sh" "buildroot"
+part seccomp seccomp "seccomp.sh musl.sh buildroot.sh base.sh" "musl buildroot"
 part guest-kernel guest-kernel "guest-kernel.sh buildroot.sh base.sh ../../guest/kernel/config" "buildroot"
 for version in 2.4.2 2.3.7 2.2.9; do
 	part "containerd-$version" "containerd/$version" "containerd.sh" "go"
@@ -48,7 +49,7 @@ part fio fio "fio.sh" "patchelf"
 part iperf3 iperf3 "iperf3.sh"
 part runc runc "runc.sh" "go patchelf"
 part kubernetes kubernetes "kubernetes.sh kubernetes/go.mod kubernetes/go.sum" "go patchelf"
-DEFAULT=(go patchelf qemu kernel vhost-device-vsock virtiofsd base buildroot erofs-utils seccomp
+DEFAULT=(go patchelf qemu kernel vhost-device-vsock virtiofsd base buildroot erofs-utils musl seccomp
 	containerd-2.4.2 containerd-2.3.7 containerd-2.2.9 debs qemu7 cni systemd)
 
 # stamp_of <part>: the first line of the stamp that a current part carries.
