@@ -17,11 +17,11 @@ import (
 )
 
 // Budgets of resident memory in a pod that idles, in bytes. Every pod of a host pays
-// them. Of the agent's, 10 MB are its program, which lies in the guest's memory as the
+// them. Of the agent's, 8.5 MB are its program, which lies in the guest's memory as the
 // initramfs does (docs/performance.md).
 const (
 	maxShimRSS  = 15_000_000
-	maxAgentRSS = 13_500_000
+	maxAgentRSS = 12_000_000
 )
 
 // TestAnIdlePodIsSmall: a shim whose pod runs has given back what the start needed, and
