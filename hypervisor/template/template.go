@@ -76,8 +76,8 @@ type Manifest struct {
 	Key     Key              `json:"key"`
 	Built   time.Time        `json:"built"`
 	Took    time.Duration    `json:"took_ns"`
-	Bytes   int64            `json:"bytes"`        // of the state, its holes included
-	Memory  int64            `json:"memory_bytes"` // of the file of memory; 0 if there is none
+	Bytes   int64            `json:"bytes"`        // of the state
+	Memory  int64            `json:"memory_bytes"` // of the guest's memory, holes included
 	Depends qemu.Description `json:"depends"`
 }
 
