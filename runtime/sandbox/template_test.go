@@ -25,7 +25,7 @@ func withTemplate(t *testing.T) (w *world, key template.Key, said *bytes.Buffer)
 	store := TemplateStore(w.config)
 	err := store.Build(t.Context(), d, func(_ context.Context, _ string, to qemu.Saved) error {
 		_, err := to.State.WriteString("a saved VM")
-		return err
+		return errors.Join(err, to.Memory.Truncate(1<<20))
 	})
 	if err != nil {
 		t.Fatal(err)

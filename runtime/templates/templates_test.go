@@ -32,7 +32,7 @@ func host(t *testing.T) (file string, key template.Key) {
 	good := qemu.Description{Arguments: []string{"-smp", "3", "-m", "size=640M"}}
 	err = store.Build(t.Context(), good, func(_ context.Context, _ string, to qemu.Saved) error {
 		_, err := to.State.WriteString("state")
-		return err
+		return errors.Join(err, to.Memory.Truncate(1<<20))
 	})
 	if err != nil {
 		t.Fatal(err)
