@@ -83,7 +83,7 @@ func (b *bench) idle(ctx context.Context) error {
 		}
 		for _, part := range []string{"QEMUs", "shims", "vsock daemons", "all", unmapped, "all and that"} {
 			against := ""
-			if w.template {
+			if w.template && part != unmapped { // of which booted ones have none
 				against = part + ", " + b.boots.name
 			}
 			t.Row(part+", "+w.name, against).Add(float64(sums[part]) / 1024)
